@@ -1,0 +1,61 @@
+"""The public contract: all that a plugin may import from Chiplet."""
+
+from chiplet.api.attention import (
+    AttentionImpl,
+    AttentionPlan,
+    AttentionProvider,
+    AttentionRequest,
+    KvLayout,
+    KvSpec,
+)
+from chiplet.api.features import Feature
+from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed
+from chiplet.api.markers import hookimpl
+from chiplet.api.models import ModelEntry
+from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
+from chiplet.api.platform import DeviceProbe, Event, HostFacts, MemoryInfo, Platform
+from chiplet.api.proposals import Check, CheckStatus, Proposal
+from chiplet.api.provider import BuildContext, Provider
+from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
+from chiplet.api.versions import INTERFACE_VERSIONS
+from chiplet.config import Dtype, EngineConfig
+from chiplet.forward_batch import ForwardBatch
+
+__all__ = [
+    "INTERFACE_VERSIONS",
+    "AttentionImpl",
+    "AttentionPlan",
+    "AttentionProvider",
+    "AttentionRequest",
+    "BuildContext",
+    "Check",
+    "CheckStatus",
+    "DeviceProbe",
+    "Dtype",
+    "EngineConfig",
+    "Event",
+    "Feature",
+    "ForwardBatch",
+    "HostFacts",
+    "KvLayout",
+    "KvSpec",
+    "LinearImpl",
+    "LinearProvider",
+    "LinearRequest",
+    "MemoryInfo",
+    "ModelEntry",
+    "No",
+    "Op",
+    "OpImpl",
+    "OpProvider",
+    "OpRequest",
+    "Packed",
+    "Platform",
+    "Proposal",
+    "Provider",
+    "Reason",
+    "Tier",
+    "Verdict",
+    "Yes",
+    "hookimpl",
+]

@@ -1,0 +1,138 @@
+"""Attention over the paged KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chiplet.api.features import Feature
+from chiplet.api.provider import Provider
+from chiplet.config import Dtype
+from chiplet.forward_batch import ForwardBatch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvSpec:
+    """What one layer's KV cache must hold.
+
+    Attributes:
+        page_size: tokens per page.
+        dtype: type of cached keys and values.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: Dtype
+
+
+class KvLayout(Protocol):
+    """Shape of one layer's pages, and the way to and from the canonical layout.
+
+    The canonical layout of `n` pages is `[n, 2, page_size, num_kv_heads, head_dim]`, keys first,
+    contiguous, in the cache's dtype.
+
+    Attributes:
+        name: two layouts with the same name and spec are the same.
+    """
+
+    name: str
+
+    def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
+        """Shape of the tensor that holds all pages of one layer; pages need not come first."""
+        ...
+
+    def page_bytes(self, spec: KvSpec) -> int:
+        """Bytes of one page of one layer."""
+        ...
+
+    def to_canonical(self, kv: torch.Tensor, page_ids: torch.Tensor, spec: KvSpec) -> torch.Tensor:
+        """Copy pages out.
+
+        Shapes: kv as `shape` says; page_ids `[n] int64`; returns the canonical layout.
+        """
+        ...
+
+    def from_canonical(
+        self, canonical: torch.Tensor, kv: torch.Tensor, page_ids: torch.Tensor, spec: KvSpec
+    ) -> None:
+        """Copy pages in. Mutates: `kv`, at `page_ids`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRequest:
+    """One group of layers that attend alike: causal, multi-head with grouped keys and values.
+
+    Attributes:
+        group: the name in `--use attention/GROUP=NAME`: 'global' or 'window'.
+        scale: factor on the scores before softmax.
+        dtype: type of queries, new keys and values, and output.
+        window: a token sees the last `window` tokens, itself included; None sees all.
+        features: derived from the fields above; checked before `assess`.
+    """
+
+    group: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    dtype: Dtype
+    kv: KvSpec
+    window: int | None = None
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What goes beyond the plain case."""
+        needed: set[Feature] = set()
+        if self.window is not None:
+            needed.add(Feature.SLIDING_WINDOW)
+        if self.kv.dtype != self.dtype:
+            needed.add(Feature.MIXED_KV_DTYPE)
+        return frozenset(needed)
+
+
+AttentionPlan = Any
+"""What an implementation prepares once per step; opaque to core."""
+
+
+class AttentionImpl(Protocol):
+    """Attention of one group of layers."""
+
+    def layouts(self) -> tuple[KvLayout, ...]:
+        """KV layouts that `run` can work on, best first. Core picks one for each layer group."""
+        ...
+
+    def plan(self, batch: ForwardBatch, layout: KvLayout) -> AttentionPlan:
+        """Prepare a step; called once per step and group, before any `run` of the step.
+
+        Does not block on the device. Two plans may be alive at a time.
+        """
+        ...
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        plan: AttentionPlan,
+    ) -> torch.Tensor:
+        """Write new keys and values to the cache, then attend.
+
+        Token i of a request with query length Q and KV length L stands at position L - Q + i and
+        sees positions 0 to its own (within the window).
+
+        Shapes: q `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens, num_kv_heads,
+        head_dim]`, possibly strided, last dimension contiguous; kv as the layout says; returns
+        `[num_tokens, num_heads, head_dim]`.
+        Mutates: `kv`, at the batch's `kv_rows`.
+        """
+        ...
+
+
+class AttentionProvider(Provider[AttentionRequest, AttentionImpl], Protocol):
+    """Offers attention."""

@@ -1,0 +1,67 @@
+"""Linear layers: y = x W^T + b, with weights packed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chiplet.api.features import Feature
+from chiplet.api.provider import Provider
+from chiplet.config import Dtype
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearRequest:
+    """One linear layer.
+
+    Attributes:
+        role: the name in `--use linear/ROLE=NAME`, like 'qkv_proj'.
+        in_features: K.
+        out_features: N.
+        dtype: type of weight, input and output.
+        has_bias: a bias is added.
+    """
+
+    role: str
+    in_features: int
+    out_features: int
+    dtype: Dtype
+    has_bias: bool = False
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What goes beyond the plain case."""
+        return frozenset({Feature.BIAS}) if self.has_bias else frozenset()
+
+
+Packed = Any
+"""Weights in the form that an implementation runs on; opaque to core."""
+
+
+class LinearImpl(Protocol):
+    """One linear layer's arithmetic."""
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+        """Weights in the form that `run` takes; called once per layer.
+
+        May keep `weight` itself; core drops its own reference afterwards.
+
+        Shapes: weight `[out_features, in_features]`, contiguous; bias `[out_features]`.
+        """
+        ...
+
+    def run(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """The product.
+
+        Shapes: x `[num_tokens, in_features]`, last dimension contiguous; returns
+        `[num_tokens, out_features]`.
+        Mutates: nothing.
+        """
+        ...
+
+
+class LinearProvider(Provider[LinearRequest, LinearImpl], Protocol):
+    """Offers linear layers."""

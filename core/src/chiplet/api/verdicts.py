@@ -1,0 +1,61 @@
+"""Verdicts: a provider's answer to one request for a capability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Tier(IntEnum):
+    """How good a provider is at what it does; a verdict's score starts from one of these."""
+
+    REFERENCE = 0
+    GENERIC = 100
+    VENDOR = 200
+    TUNED = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a provider refuses.
+
+    Attributes:
+        code: a stable word, like 'dtype'.
+        text: the value and what was allowed.
+        hint: what would change it, if anything.
+    """
+
+    code: str
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Yes:
+    """The provider serves the request.
+
+    Attributes:
+        score: the highest wins; see `Tier`.
+        note: a few words for `chiplet explain`.
+    """
+
+    score: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class No:
+    """The provider refuses the request, with at least one reason."""
+
+    reasons: tuple[Reason, ...]
+
+    def __post_init__(self) -> None:
+        assert self.reasons, "a refusal carries at least one Reason"
+
+    @classmethod
+    def because(cls, code: str, text: str, hint: str = "") -> No:
+        """A refusal with one reason."""
+        return cls((Reason(code, text, hint),))
+
+
+Verdict = Yes | No

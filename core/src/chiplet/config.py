@@ -1,0 +1,259 @@
+"""All settings, as values, grouped by the component that uses them; and the facts of a model.
+
+Every field of an options class is one setting: the command-line flag, the YAML key, the help text
+and the table in the docs are generated from it. Field `chunked_prefill_size` is flag
+`--chunked-prefill-size` and YAML key `chunked_prefill_size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+
+class Dtype(StrEnum):
+    """Floating-point types by the names that checkpoints use."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one element."""
+        return 4 if self is Dtype.FLOAT32 else 2
+
+
+@dataclass(frozen=True, slots=True)
+class OptionInfo:
+    """What the command line says of a field.
+
+    Attributes:
+        help: one sentence or two.
+        choices: allowed values, if they are few.
+        metavar: stands for the value in the help.
+        minimum: smallest allowed number.
+        maximum: largest allowed number.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    info = OptionInfo(help, choices, metavar, minimum, maximum)
+    return field(default=default, metadata={"option": info})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Model: which checkpoint, and how it is read."""
+
+    model: str = _option(
+        "smollm2-135m",
+        "Model folder, GGUF file, catalogue name or hub name.",
+        metavar="MODEL",
+    )
+    tokenizer_path: str | None = _option(
+        None, "Folder or file of the tokenizer, if it is not the model's own.", metavar="PATH"
+    )
+    chat_template: str | None = _option(
+        None, "Jinja file used instead of the model's own chat template.", metavar="FILE"
+    )
+    served_model_name: str | None = _option(
+        None, "Name under which clients ask for the model.", metavar="NAME"
+    )
+    load_format: str = _option(
+        "auto",
+        "How weights are read; 'dummy' makes random ones from the config alone.",
+        choices=("auto", "safetensors", "gguf", "dummy"),
+    )
+    dtype: str = _option(
+        "auto",
+        "Type of weights and activations; 'auto' takes what the checkpoint and device prefer.",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    context_length: int | None = _option(
+        None, "Longest prompt and answer together; the model's own limit if not given.", minimum=2
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions:
+    """KV cache: where keys and values of past tokens stay."""
+
+    page_size: int = _option(16, "Tokens in one page of the KV cache.", minimum=1, maximum=1024)
+    kv_cache_dtype: str = _option(
+        "auto",
+        "Type of cached keys and values; 'auto' is that of the model.",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    mem_fraction_static: float = _option(
+        0.8,
+        "Fraction of the device's free memory that weights and KV cache may take together.",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    max_total_tokens: int | None = _option(
+        None, "Tokens that the KV cache holds; from mem-fraction-static if not given.", minimum=1
+    )
+    radix_cache: bool = _option(True, "Keep pages of ended requests for others to share.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleOptions:
+    """Scheduling: who runs when."""
+
+    schedule_policy: str = _option(
+        "lpm",
+        "Order of waiting requests: longest cached prefix first, or first come first served.",
+        choices=("lpm", "fcfs"),
+    )
+    max_running_requests: int = _option(64, "Most requests in one step.", minimum=1, maximum=65536)
+    max_queued_requests: int = _option(
+        1024, "Most requests that wait; one more is answered 429.", minimum=0
+    )
+    chunked_prefill_size: int = _option(
+        512, "Most prompt tokens computed in one step.", minimum=1, metavar="TOKENS"
+    )
+    random_seed: int = _option(0, "Seed from which requests without a seed draw theirs.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOptions:
+    """Device and plugins: what the work runs on."""
+
+    device: str | None = _option(
+        None,
+        "Device type, like 'cpu', with an optional index, like 'cpu:0'; the only platform plugin "
+        "installed if not given.",
+        metavar="DEVICE",
+    )
+    attention_backend: str | None = _option(
+        None, "Attention provider to use; short for '--use attention=NAME'.", metavar="NAME"
+    )
+    use: tuple[str, ...] = _option(
+        (), "Pin a provider, like 'attention/global=reference'; may be repeated.", metavar="OP=NAME"
+    )
+    plugins: tuple[str, ...] = _option(
+        (), "Load these plugin distributions only; may be repeated.", metavar="NAME"
+    )
+    no_plugin: tuple[str, ...] = _option(
+        (), "Do not load this plugin distribution; may be repeated.", metavar="NAME"
+    )
+    strict: bool = _option(
+        False, "Refuse to start where a reference kernel would serve a hot operation."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """HTTP server."""
+
+    host: str = _option("127.0.0.1", "Address to listen on; loopback by default.")
+    port: int = _option(8000, "Port to listen on; 0 picks a free one.", minimum=0, maximum=65535)
+    api_key: str | None = _option(
+        None, "Clients must send this key as 'Authorization: Bearer KEY'.", metavar="KEY"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """Logging."""
+
+    log_level: str = _option(
+        "info", "How much is logged.", choices=("debug", "info", "warning", "error")
+    )
+    log_requests: bool = _option(False, "Log one line for each request that ends.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All settings of an engine.
+
+    Attributes:
+        explicit: paths, like 'cache.page_size', that the user gave; no proposal changes them.
+    """
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    device: DeviceOptions = field(default_factory=DeviceOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+    explicit: frozenset[str] = frozenset()
+
+    def replacing(self, path: str, value: object) -> EngineConfig:
+        """A copy in which `path`, like 'cache.page_size', has another value."""
+        group_name, _, name = path.partition(".")
+        group = replace(getattr(self, group_name), **{name: value})
+        return replace(self, **{group_name: group})
+
+
+def option_fields(options: type) -> Iterator[tuple[str, OptionInfo]]:
+    """Names of an options class's settings with what the command line says of them."""
+    for each in fields(options):
+        yield each.name, each.metadata["option"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained context.
+
+    Attributes:
+        kind: 'linear' (all frequencies divided by `factor`), 'llama3' (low ones divided, high
+            ones kept, smooth between) or 'default' (no change).
+        low_freq_factor, high_freq_factor, original_context_length: of 'llama3' only.
+    """
+
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context_length: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Facts about a checkpoint, the same whichever file format states them.
+
+    Attributes:
+        architecture: the name that a model file registers for, like 'LlamaForCausalLM'.
+        head_dim: elements per attention head.
+        context_length: longest sequence the model was made for, in tokens.
+        sliding_window: a token sees this many tokens, itself included; None sees all.
+        eos_token_ids: tokens that end an answer.
+        dtype: type the checkpoint was saved in.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling = RopeScaling()
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: Dtype = Dtype.BFLOAT16

@@ -1,0 +1,1 @@
+"""Formats: checkpoints on disk, and where they come from."""

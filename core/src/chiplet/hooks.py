@@ -1,0 +1,72 @@
+"""Hook specifications: the extension manual.
+
+A plugin is a module named by an entry point in group `chiplet.plugins`, beside a manifest
+`chiplet_plugin.toml` in its package. It implements any of these hooks with
+`chiplet.api.hookimpl`. Hooks are called at start-up only, one plugin at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pluggy
+
+from chiplet.api import (
+    AttentionProvider,
+    Check,
+    DeviceProbe,
+    EngineConfig,
+    HostFacts,
+    LinearProvider,
+    ModelEntry,
+    OpProvider,
+    Platform,
+    Proposal,
+)
+
+hookspec = pluggy.HookspecMarker("chiplet")
+
+
+@hookspec
+def probe(host: HostFacts) -> Sequence[DeviceProbe]:  # pyright: ignore[reportReturnType]
+    """Devices of this plugin's kind on this host.
+
+    Called in a subprocess with a time limit: a hang or a crash here counts as no device.
+    """
+
+
+@hookspec
+def platform(device: DeviceProbe) -> Platform:  # pyright: ignore[reportReturnType]
+    """The platform of a device that this plugin's `probe` found."""
+
+
+@hookspec
+def attention(device: DeviceProbe) -> Sequence[AttentionProvider]:  # pyright: ignore[reportReturnType]
+    """Attention providers for a device; empty for a device they do not know."""
+
+
+@hookspec
+def linear(device: DeviceProbe) -> Sequence[LinearProvider]:  # pyright: ignore[reportReturnType]
+    """Linear providers for a device."""
+
+
+@hookspec
+def ops(device: DeviceProbe) -> Sequence[OpProvider]:  # pyright: ignore[reportReturnType]
+    """Providers of other operations for a device."""
+
+
+@hookspec
+def models() -> Sequence[ModelEntry]:  # pyright: ignore[reportReturnType]
+    """Model families."""
+
+
+@hookspec
+def config_proposals(config: EngineConfig, device: DeviceProbe) -> Sequence[Proposal]:  # pyright: ignore[reportReturnType]
+    """Better defaults for a device. Settings that the user gave are never changed; two plugins
+    that propose different values for one setting are an error.
+    """
+
+
+@hookspec
+def doctor(device: DeviceProbe | None) -> Sequence[Check]:  # pyright: ignore[reportReturnType]
+    """Checks for `chiplet doctor`; `device` is None where the plugin's probe found nothing."""

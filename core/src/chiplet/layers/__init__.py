@@ -1,0 +1,1 @@
+"""Layers that model files are made of."""

@@ -1,0 +1,30 @@
+"""Bindings: where a layer gets its implementation when it is made."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from chiplet.api import (
+    AttentionImpl,
+    AttentionRequest,
+    LinearImpl,
+    LinearRequest,
+    OpImpl,
+    OpRequest,
+)
+
+
+class Bindings(Protocol):
+    """Answers each request with one implementation, chosen once; refuses after it is sealed."""
+
+    def attention(self, request: AttentionRequest) -> AttentionImpl:
+        """The implementation that serves a group of layers."""
+        ...
+
+    def linear(self, request: LinearRequest) -> LinearImpl:
+        """The implementation that serves a linear layer."""
+        ...
+
+    def op(self, request: OpRequest) -> OpImpl:
+        """The callable that serves an operation."""
+        ...

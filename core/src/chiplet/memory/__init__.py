@@ -1,0 +1,1 @@
+"""Memory: pages, the radix tree, and KvManager, the only door to both."""

@@ -1,0 +1,1 @@
+"""Plugins: manifests, discovery, isolation, selection and explanation."""

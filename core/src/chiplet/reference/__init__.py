@@ -1,0 +1,1 @@
+"""Reference: a plain, correct version of everything; fallback and oracle."""

@@ -1,0 +1,1 @@
+"""Runner: plans become forward passes and tokens."""

@@ -1,0 +1,1 @@
+"""Scheduler: who runs when."""

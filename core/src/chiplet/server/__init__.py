@@ -1,0 +1,1 @@
+"""Server: HTTP in front, engine and detokenizer processes behind."""

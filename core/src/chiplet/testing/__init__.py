@@ -1,0 +1,1 @@
+"""Testing: fakes and suites for those who build on Chiplet."""

@@ -1,0 +1,1 @@
+"""Chiplet on CPUs."""
