@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chiplet.errors import PromptTooLong, RequestError
 from chiplet.sampling_params import SamplingParams
 
 TokenIds = NDArray[np.int32]
@@ -127,3 +128,95 @@ class RequestOutput:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What a served model can take.
+
+    Attributes:
+        context_length: longest prompt and answer together, in tokens.
+        max_total_tokens: tokens that the KV cache holds.
+        vocab_size: token ids are below it.
+        eos_token_ids: the model's own end tokens.
+    """
+
+    context_length: int
+    max_total_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+    def check(self, prompt_token_ids: TokenIds, sampling: SamplingParams) -> None:
+        """Refuse what cannot be served, before it reaches the engine.
+
+        Raises:
+            PromptTooLong: prompt and answer do not fit.
+            RequestError: the prompt is empty, or a token id is outside the vocabulary.
+        """
+        self._check_length(len(prompt_token_ids), sampling.max_tokens)
+        named_ids = {
+            "prompt": (int(prompt_token_ids.min()), int(prompt_token_ids.max())),
+            "logit_bias": tuple(sampling.logit_bias),
+            "stop_token_ids": sampling.stop_token_ids,
+        }
+        for param, token_ids in named_ids.items():
+            for token_id in token_ids:
+                if not 0 <= token_id < self.vocab_size:
+                    raise RequestError(
+                        f"{param} has token id {token_id}; allowed: 0 to {self.vocab_size - 1}.",
+                        param=param,
+                    )
+
+    def _check_length(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
+        if num_prompt_tokens == 0:
+            raise RequestError("The prompt is empty; it needs one token or more.", param="prompt")
+        longest = min(self.context_length, self.max_total_tokens)
+        needed = num_prompt_tokens + (max_tokens or 1)
+        if needed > longest:
+            raise PromptTooLong(
+                f"This model's maximum context length is {longest} tokens; the prompt has "
+                f"{num_prompt_tokens} and {max_tokens or 'at least 1'} more are to be generated. "
+                "Shorten the prompt or lower max_tokens.",
+                param="prompt" if num_prompt_tokens >= longest else "max_tokens",
+            )
+
+    def request(
+        self,
+        request_id: str,
+        prompt_token_ids: TokenIds,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        arrival_s: float,
+    ) -> Request:
+        """A request for one answer, with every open setting filled in.
+
+        Args:
+            request_id: unique among the requests alive.
+            prompt_token_ids: `[num_prompt_tokens] int32`, checked.
+            sampling: settings as the client gave them, checked; `n` is 1.
+            seed: used if the client gave none.
+            arrival_s: monotonic clock.
+        """
+        longest = min(self.context_length, self.max_total_tokens)
+        end_token_ids = () if sampling.ignore_eos else self.eos_token_ids
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=prompt_token_ids,
+            sampling=replace(
+                sampling, max_tokens=sampling.max_tokens or longest - len(prompt_token_ids)
+            ),
+            end_token_ids=frozenset(end_token_ids) | frozenset(sampling.stop_token_ids),
+            seed=seed if sampling.seed is None else sampling.seed,
+            arrival_s=arrival_s,
+        )
+
+
+def unfold(sampling: SamplingParams) -> list[SamplingParams]:
+    """Settings of each of `n` answers: an explicit seed is advanced by one per answer."""
+    if sampling.n == 1:
+        return [sampling]
+    return [
+        replace(sampling, n=1, seed=None if sampling.seed is None else sampling.seed + index)
+        for index in range(sampling.n)
+    ]

@@ -1,0 +1,41 @@
+"""GatedMlp: the feed-forward half of a transformer layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from chiplet.api import Op
+from chiplet.layers.context import LayerContext
+from chiplet.layers.linear import Linear
+
+
+class GatedMlp:
+    """down(silu(gate(x)) * up(x)). Source: SwiGLU, arXiv:2002.05202."""
+
+    def __init__(
+        self,
+        context: LayerContext,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        has_bias: bool,
+    ) -> None:
+        self.gate_up_proj = Linear(
+            context,
+            "gate_up_proj",
+            in_features=hidden_size,
+            parts={"gate": intermediate_size, "up": intermediate_size},
+            has_bias=has_bias,
+        )
+        self.down_proj = Linear(
+            context,
+            "down_proj",
+            in_features=intermediate_size,
+            parts={"weight": hidden_size},
+            has_bias=has_bias,
+        )
+        self._silu_mul = context.op(Op.SILU_MUL)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Shapes: x and result `[num_tokens, hidden_size]`."""
+        return self.down_proj(self._silu_mul(self.gate_up_proj(x)))

@@ -1,0 +1,37 @@
+"""RmsNorm: a norm that also carries the residual sum along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from chiplet.api import Op
+from chiplet.layers.context import LayerContext
+from chiplet.layers.weights import Shape
+
+
+class RmsNorm:
+    """Root-mean-square norm with a learned scale."""
+
+    def __init__(self, context: LayerContext, *, hidden_size: int, eps: float) -> None:
+        self._norm = context.op(Op.RMS_NORM)
+        self._add_norm = context.op(Op.ADD_RMS_NORM)
+        self._eps = eps
+        self._place = context.place
+        self._weight = torch.empty(0)
+        self.part_shapes: Mapping[str, Shape] = {"weight": (hidden_size,)}
+
+    def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and that sum; without a residual, of x itself.
+
+        Shapes: x, residual and both results `[num_tokens, hidden_size]`.
+        """
+        if residual is None:
+            return self._norm(x, self._weight, self._eps), x
+        return self._add_norm(x, residual, self._weight, self._eps)
+
+    def load(self, part: str, tensor: Tensor) -> None:
+        """Take the scale."""
+        self._weight = self._place(tensor)

@@ -1,0 +1,37 @@
+"""Weight targets: which tensor of a checkpoint goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class WeightHolder(Protocol):
+    """A layer with weights, filled part by part."""
+
+    @property
+    def part_shapes(self) -> Mapping[str, Shape]:
+        """Every part with the shape of its checkpoint tensor."""
+        ...
+
+    def load(self, part: str, tensor: Tensor) -> None:
+        """Take one part; the layer is ready after the last one.
+
+        The tensor is fresh: the layer may keep it. Its shape has been checked.
+        """
+        ...
+
+
+class WeightTarget(NamedTuple):
+    """One part of one layer."""
+
+    holder: WeightHolder
+    part: str
+
+
+WeightMap = Mapping[str, tuple[WeightTarget, ...]]
+"""From a checkpoint's tensor name to every place that takes it (tied weights have several)."""

@@ -1,0 +1,169 @@
+"""The Llama family: Llama 2 and 3, Mistral, SmolLM2 and their like.
+
+Source: arXiv:2302.13971 (architecture), arXiv:2310.06825 (sliding window).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from chiplet.config import ModelConfig
+from chiplet.forward_batch import ForwardBatch
+from chiplet.layers.attention import AttentionInputs, PagedAttention
+from chiplet.layers.context import LayerContext
+from chiplet.layers.embedding import Embedding
+from chiplet.layers.linear import Linear
+from chiplet.layers.mlp import GatedMlp
+from chiplet.layers.norm import RmsNorm
+from chiplet.layers.rotary import RotaryEmbedding
+from chiplet.layers.weights import WeightMap, WeightTarget
+
+
+class LlamaAttention:
+    """Rotary attention with grouped keys and values."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: LayerContext,
+        layer_index: int,
+        rotary: RotaryEmbedding,
+    ) -> None:
+        self.qkv_proj = Linear(
+            context,
+            "qkv_proj",
+            in_features=config.hidden_size,
+            parts={
+                "q": config.num_heads * config.head_dim,
+                "k": config.num_kv_heads * config.head_dim,
+                "v": config.num_kv_heads * config.head_dim,
+            },
+            has_bias=config.attention_bias,
+        )
+        self.o_proj = Linear(
+            context,
+            "o_proj",
+            in_features=config.num_heads * config.head_dim,
+            parts={"weight": config.hidden_size},
+            has_bias=config.attention_bias,
+        )
+        self.attend = PagedAttention(
+            context,
+            layer_index,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            window=config.sliding_window,
+        )
+        self._rotary = rotary
+        self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self._head_dim = config.head_dim
+
+    def __call__(self, x: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
+        """Shapes: x and result `[num_tokens, hidden_size]`; positions `[num_tokens] int32`."""
+        heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
+        q, k, v = heads.split(self._heads, dim=1)
+        q, k = self._rotary(q, k, positions)
+        return self.o_proj(self.attend(q, k, v, attention).flatten(1))
+
+
+class LlamaLayer:
+    """Attention, then feed-forward, each behind a norm and added to the residual."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: LayerContext,
+        layer_index: int,
+        rotary: RotaryEmbedding,
+    ) -> None:
+        hidden_size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_norm = RmsNorm(context, hidden_size=hidden_size, eps=eps)
+        self.attention = LlamaAttention(config, context, layer_index, rotary)
+        self.mlp_norm = RmsNorm(context, hidden_size=hidden_size, eps=eps)
+        self.mlp = GatedMlp(
+            context,
+            hidden_size=hidden_size,
+            intermediate_size=config.intermediate_size,
+            has_bias=config.mlp_bias,
+        )
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's contribution, and the residual that it is still to be added to."""
+        x, residual = self.input_norm(x, residual)
+        x = self.attention(x, positions, attention)
+        x, residual = self.mlp_norm(x, residual)
+        return self.mlp(x), residual
+
+    def weights(self) -> Iterator[tuple[str, WeightTarget]]:
+        """Names within the layer, and where they go."""
+        qkv, o = self.attention.qkv_proj, self.attention.o_proj
+        gate_up, down = self.mlp.gate_up_proj, self.mlp.down_proj
+        for name, layer, part in (
+            ("self_attn.q_proj", qkv, "q"),
+            ("self_attn.k_proj", qkv, "k"),
+            ("self_attn.v_proj", qkv, "v"),
+            ("self_attn.o_proj", o, "weight"),
+            ("mlp.gate_proj", gate_up, "gate"),
+            ("mlp.up_proj", gate_up, "up"),
+            ("mlp.down_proj", down, "weight"),
+        ):
+            yield f"{name}.weight", WeightTarget(layer, part)
+            if f"{part}.bias" in layer.part_shapes:
+                yield f"{name}.bias", WeightTarget(layer, f"{part}.bias")
+        yield "input_layernorm.weight", WeightTarget(self.input_norm, "weight")
+        yield "post_attention_layernorm.weight", WeightTarget(self.mlp_norm, "weight")
+
+
+class LlamaForCausalLM:
+    """Embedding, layers, norm, and a head that may be tied to the embedding."""
+
+    def __init__(self, config: ModelConfig, context: LayerContext) -> None:
+        vocab_size, hidden_size = config.vocab_size, config.hidden_size
+        rotary = RotaryEmbedding(
+            context,
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            scaling=config.rope_scaling,
+        )
+        self.embedding = Embedding(context, vocab_size=vocab_size, hidden_size=hidden_size)
+        self.layers = [
+            LlamaLayer(config, context, layer_index, rotary)
+            for layer_index in range(config.num_layers)
+        ]
+        self.norm = RmsNorm(context, hidden_size=hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = Linear(
+            context, "lm_head", in_features=hidden_size, parts={"weight": vocab_size}
+        )
+        self._is_tied = config.tie_word_embeddings
+
+    def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
+        """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
+        x, residual = self.embedding(batch.token_ids), None
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch.positions, attention)
+        x, _ = self.norm(x, residual)
+        return self.lm_head(x[batch.logit_rows])
+
+    def attention_layers(self) -> Sequence[PagedAttention]:
+        """Layers that own pages, in the order of their KV tensors."""
+        return [layer.attention.attend for layer in self.layers]
+
+    def weight_map(self) -> WeightMap:
+        """Where each tensor of the checkpoint goes."""
+        embedding = WeightTarget(self.embedding, "weight")
+        head = WeightTarget(self.lm_head, "weight")
+        weights: dict[str, tuple[WeightTarget, ...]] = {
+            "model.embed_tokens.weight": (embedding, head) if self._is_tied else (embedding,),
+            "model.norm.weight": (WeightTarget(self.norm, "weight"),),
+        }
+        if not self._is_tied:
+            weights["lm_head.weight"] = (head,)
+        for index, layer in enumerate(self.layers):
+            for name, target in layer.weights():
+                weights[f"model.layers.{index}.{name}"] = (target,)
+        return weights

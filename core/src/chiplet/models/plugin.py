@@ -1,0 +1,18 @@
+"""Core's own model families, registered through the hook that outsiders use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chiplet.api import ModelEntry, hookimpl
+
+
+@hookimpl
+def models() -> Sequence[ModelEntry]:
+    """The families in this folder."""
+    return [
+        ModelEntry(
+            architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+            target="chiplet.models.llama:LlamaForCausalLM",
+        )
+    ]

@@ -1,0 +1,89 @@
+"""Weights: a checkpoint's tensors stream into a model, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from chiplet.errors import ModelError
+from chiplet.formats.checkpoint import Checkpoint
+from chiplet.layers.weights import WeightMap
+from chiplet.models.base import CausalLM
+
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+"""Tensors that old checkpoints carry although they follow from the config."""
+
+
+def load_weights(
+    model: CausalLM,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    advance: Callable[[int], None],
+) -> None:
+    """Fill a model from a checkpoint; each tensor is dropped once its layer has packed it.
+
+    Args:
+        model: made, without weights.
+        checkpoint: where the tensors come from.
+        dtype: type in which tensors are asked for.
+        advance: called with the number of bytes read, tensor by tensor.
+
+    Raises:
+        ModelError: a tensor is missing, unexpected or of the wrong shape.
+    """
+    targets = model.weight_map()
+    missing = set(targets)
+    unexpected: list[str] = []
+    for name, tensor in checkpoint.tensors(dtype):
+        if name in targets:
+            _place(targets, name, tensor)
+            missing.discard(name)
+        elif not _is_ignored(name, targets):
+            unexpected.append(name)
+        advance(tensor.numel() * tensor.element_size())
+    if missing or unexpected:
+        raise ModelError(
+            f"The checkpoint does not fit its config: {_listing('missing', missing)}; "
+            f"{_listing('unexpected', unexpected)}.",
+            remedy="Check that the folder is complete and that config.json belongs to it.",
+        )
+
+
+def fill_with_random(model: CausalLM, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill a model with reproducible random weights: normal, deviation 0.02; norms are 1."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    targets = model.weight_map()
+    for name, places in targets.items():
+        shape = places[0].holder.part_shapes[places[0].part]
+        if len(shape) == 1:
+            fill = torch.zeros if name.endswith(".bias") else torch.ones
+            tensor = fill(shape, dtype=dtype, device=device)
+        else:
+            tensor = torch.empty(shape, dtype=dtype, device=device)
+            tensor.normal_(std=0.02, generator=generator)
+        _place(targets, name, tensor)
+
+
+def _place(targets: WeightMap, name: str, tensor: torch.Tensor) -> None:
+    for holder, part in targets[name]:
+        expected = holder.part_shapes[part]
+        if tuple(tensor.shape) != expected:
+            raise ModelError(
+                f"Tensor '{name}' has shape {tuple(tensor.shape)}; the config says {expected}.",
+                remedy="Check that config.json belongs to this checkpoint.",
+            )
+        holder.load(part, tensor)
+
+
+def _is_ignored(name: str, targets: WeightMap) -> bool:
+    # Some tied checkpoints store the head all the same; the embedding serves for both.
+    is_tied_head = name == "lm_head.weight" and name not in targets
+    return is_tied_head or name.endswith(_IGNORED_SUFFIXES)
+
+
+def _listing(word: str, names: set[str] | list[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} {word} ({shown}{more})" if names else f"none {word}"

@@ -1,0 +1,49 @@
+"""KvPool: the device tensors of all pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chiplet.api import KvLayout
+from chiplet.layers.attention import PagedAttention
+from chiplet.layers.context import torch_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class KvPool:
+    """The device tensors of all pages.
+
+    Attributes:
+        layers: the pages of each layer, as its layout says.
+        layouts: of each group of layers.
+        num_pages: pages that each layer has.
+    """
+
+    layers: tuple[Tensor, ...]
+    layouts: dict[str, KvLayout]
+    num_pages: int
+
+
+def page_bytes(attention_layers: Sequence[PagedAttention]) -> int:
+    """Bytes that one page takes in all layers together."""
+    return sum(layer.impl.layouts()[0].page_bytes(layer.request.kv) for layer in attention_layers)
+
+
+def allocate(
+    attention_layers: Sequence[PagedAttention], num_pages: int, device: torch.device
+) -> KvPool:
+    """Room for pages, zeroed: an implementation may read, though not use, what nobody wrote."""
+    layouts = {layer.request.group: layer.impl.layouts()[0] for layer in attention_layers}
+    layers = tuple(
+        torch.zeros(
+            layouts[layer.request.group].shape(layer.request.kv, num_pages),
+            dtype=torch_dtype(layer.request.kv.dtype),
+            device=device,
+        )
+        for layer in attention_layers
+    )
+    return KvPool(layers, layouts, num_pages)
