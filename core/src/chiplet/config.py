@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any
+
+from chiplet.errors import ConfigError
 
 
 class Dtype(StrEnum):
@@ -195,11 +198,67 @@ class EngineConfig:
     log: LogOptions = field(default_factory=LogOptions)
     explicit: frozenset[str] = frozenset()
 
+    @classmethod
+    def from_options(cls, **options: Any) -> EngineConfig:
+        """Settings by their field names alone, like `page_size=1`; they count as explicit.
+
+        Raises:
+            ConfigError: a name is unknown or a value is not allowed.
+        """
+        paths = {
+            name: (f"{group}.{name}", info)
+            for group, options_class in GROUPS.items()
+            for name, info in option_fields(options_class)
+        }
+        config = cls(explicit=frozenset(paths[name][0] for name in options if name in paths))
+        for name, value in options.items():
+            if name not in paths:
+                raise ConfigError(
+                    f"There is no option '{name}'.", remedy=did_you_mean(name, tuple(paths))
+                )
+            path, info = paths[name]
+            check_option(name, info, value)
+            config = config.replacing(path, value)
+        return config
+
     def replacing(self, path: str, value: object) -> EngineConfig:
         """A copy in which `path`, like 'cache.page_size', has another value."""
         group_name, _, name = path.partition(".")
         group = replace(getattr(self, group_name), **{name: value})
         return replace(self, **{group_name: group})
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelOptions,
+    "cache": CacheOptions,
+    "schedule": ScheduleOptions,
+    "device": DeviceOptions,
+    "log": LogOptions,
+}
+"""The groups of `EngineConfig`, by field name."""
+
+
+def check_option(name: str, info: OptionInfo, value: object) -> None:
+    """Refuse a value outside its choices or limits.
+
+    Raises:
+        ConfigError: with the value and what is allowed.
+    """
+    if info.choices and value not in info.choices:
+        raise ConfigError(f"{name} is '{value}'; allowed: {', '.join(info.choices)}.")
+    if isinstance(value, (int, float)):
+        if info.minimum is not None and value < info.minimum:
+            raise ConfigError(f"{name} is {value}; allowed: {info.minimum:g} or more.")
+        if info.maximum is not None and value > info.maximum:
+            raise ConfigError(f"{name} is {value}; allowed: at most {info.maximum:g}.")
+
+
+def did_you_mean(name: str, known: tuple[str, ...]) -> str:
+    """A remedy that names the closest known word, or all of them if they are few."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    return f"Known: {', '.join(known)}." if len(known) <= 12 else ""
 
 
 def option_fields(options: type) -> Iterator[tuple[str, OptionInfo]]:

@@ -1,0 +1,93 @@
+"""Resolution: every open setting gets a value, and the log says why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from chiplet.api import Proposal
+from chiplet.config import EngineConfig, ModelConfig
+from chiplet.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+def resolve(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    proposals: Sequence[Proposal],
+    dtypes: Sequence[str],
+) -> EngineConfig:
+    """A copy without 'auto' or None where the engine needs a value; logs each decision.
+
+    Args:
+        config: as the user gave it.
+        model: facts about the checkpoint.
+        proposals: of the plugins, for settings the user left open.
+        dtypes: that the device serves, best first.
+
+    Raises:
+        ConfigError: a setting does not suit the model or the device.
+    """
+    for proposal in proposals:
+        if proposal.path not in config.explicit:
+            config = _decide(config, proposal.path, proposal.value, proposal.reason)
+    config = _resolve_dtype(config, model, dtypes)
+    if config.cache.kv_cache_dtype == "auto":
+        config = _decide(config, "cache.kv_cache_dtype", config.model.dtype, "that of the model")
+    config = _resolve_context(config, model)
+    if config.device.attention_backend is not None:
+        pin = f"attention={config.device.attention_backend}"
+        device = replace(config.device, use=(*config.device.use, pin), attention_backend=None)
+        config = replace(config, device=device)
+    if config.model.served_model_name is None:
+        config = _decide(
+            config, "model.served_model_name", model_name(config), "the name of its file"
+        )
+    return config
+
+
+def model_name(config: EngineConfig) -> str:
+    """Name under which clients ask for the model."""
+    given = config.model.served_model_name
+    if given is not None:
+        return given
+    path = Path(config.model.model)
+    return path.resolve().name if path.exists() else config.model.model
+
+
+def _resolve_dtype(config: EngineConfig, model: ModelConfig, dtypes: Sequence[str]) -> EngineConfig:
+    if config.model.dtype == "auto":
+        if model.dtype.value in dtypes:
+            return _decide(config, "model.dtype", model.dtype.value, "that of the checkpoint")
+        reason = f"the device's best, since it does not serve {model.dtype.value}"
+        return _decide(config, "model.dtype", dtypes[0], reason)
+    if config.model.dtype not in dtypes:
+        raise ConfigError(
+            f"The device does not serve dtype '{config.model.dtype}'; it serves "
+            f"{', '.join(dtypes)}.",
+            remedy="Give --dtype one of these, or leave it out.",
+        )
+    return config
+
+
+def _resolve_context(config: EngineConfig, model: ModelConfig) -> EngineConfig:
+    asked = config.model.context_length
+    if asked is None:
+        return _decide(
+            config, "model.context_length", model.context_length, "what the model was made for"
+        )
+    if asked > model.context_length:
+        raise ConfigError(
+            f"context-length is {asked}; the model was made for {model.context_length}.",
+            remedy="Give --context-length a value up to that, or leave it out.",
+        )
+    return config
+
+
+def _decide(config: EngineConfig, path: str, value: object, reason: str) -> EngineConfig:
+    _log.debug("%s = %s: %s", path, value, reason)
+    return config.replacing(path, value)

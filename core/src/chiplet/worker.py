@@ -1,0 +1,256 @@
+"""Worker: one rank assembles its parts, from plugins and a checkpoint to a running engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from chiplet.api import Dtype, Platform
+from chiplet.config import EngineConfig, ModelConfig
+from chiplet.engine import Engine
+from chiplet.errors import ConfigError
+from chiplet.formats.catalogue import resolve_model
+from chiplet.formats.checkpoint import Checkpoint, open_checkpoint
+from chiplet.layers.context import LayerContext, torch_dtype
+from chiplet.memory.kv_manager import KvManager
+from chiplet.models.base import CausalLM
+from chiplet.models.registry import find_model
+from chiplet.models.weights import fill_with_random, load_weights
+from chiplet.plugins import ChosenDevice, PluginSet, Selector, choose_device, discover
+from chiplet.plugins.selection import SelectionPlan
+from chiplet.request import RequestLimits
+from chiplet.resolution import resolve
+from chiplet.runner.batch_builder import BatchBuilder
+from chiplet.runner.kv_pool import allocate, page_bytes
+from chiplet.runner.runner import ModelRunner
+from chiplet.runner.sampler import Sampler
+from chiplet.runner.slots import SlotTables
+from chiplet.scheduler.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What the outside needs to know of a started engine.
+
+    Attributes:
+        model_name: name under which clients ask for it.
+        device: like 'cpu:0 (AMD EPYC)'.
+        dtype: of weights and activations.
+        limits: what requests it can take.
+        banner: lines for people: device, plugins, warnings.
+        plan: the selection plan, ready for JSON.
+    """
+
+    model_name: str
+    device: str
+    dtype: str
+    limits: RequestLimits
+    banner: tuple[str, ...]
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Assembly:
+    """A model made for a device, without weights."""
+
+    config: EngineConfig
+    plugins: PluginSet
+    chosen: ChosenDevice
+    checkpoint: Checkpoint
+    selector: Selector
+    model: CausalLM
+
+    @property
+    def platform(self) -> Platform:
+        return self.chosen.platform
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+
+def start(config: EngineConfig) -> tuple[Engine, EngineFacts]:
+    """A running engine with its weights loaded, and the facts about it.
+
+    Raises:
+        ConfigError: a setting, the checkpoint or a plugin is wrong.
+    """
+    parts = _assemble(config)
+    free_bytes = parts.platform.memory().free_bytes
+    _load(parts)
+    sampler_bindings = parts.selector
+    num_pages = _num_pages(parts, free_bytes)
+    runner = _make_runner(parts, num_pages)
+    sampler_bindings.seal()
+    kv = KvManager(
+        num_pages=num_pages,
+        page_size=parts.config.cache.page_size,
+        radix_cache=parts.config.cache.radix_cache,
+    )
+    facts = _facts(parts, num_pages)
+    scheduler = Scheduler(parts.config.schedule, kv, context_length=facts.limits.context_length)
+    for line in facts.banner:
+        _log.info(line)
+    return Engine(scheduler, runner), facts
+
+
+def explain(config: EngineConfig) -> SelectionPlan:
+    """Who would serve each operation, and why; no weights are loaded.
+
+    Raises:
+        ConfigError: a setting, the checkpoint or a plugin is wrong.
+    """
+    parts = _assemble(config)
+    _make_runner(parts, num_pages=1)
+    return parts.selector.plan()
+
+
+def _assemble(config: EngineConfig) -> _Assembly:
+    plugins = discover(config.device)
+    chosen = choose_device(plugins, config.device)
+    chosen.platform.activate()
+    path = resolve_model(config.model.model)
+    checkpoint = open_checkpoint(path, config.model.load_format)
+    config = resolve(
+        config,
+        checkpoint.config,
+        proposals=plugins.proposals(config, chosen.probe),
+        dtypes=chosen.platform.supported_dtypes(),
+    )
+    selector = Selector(plugins, chosen, config.device)
+    assert config.model.context_length is not None
+    context = LayerContext(
+        bindings=selector,
+        dtype=Dtype(config.model.dtype),
+        kv_dtype=Dtype(config.cache.kv_cache_dtype),
+        page_size=config.cache.page_size,
+        max_positions=config.model.context_length,
+        device=chosen.platform.torch_device,
+    )
+    make_model = find_model(plugins.model_entries(), checkpoint.config.architecture)
+    return _Assembly(
+        config=config,
+        plugins=plugins,
+        chosen=chosen,
+        checkpoint=checkpoint,
+        selector=selector,
+        model=make_model(checkpoint.config, context),
+    )
+
+
+def _load(parts: _Assembly) -> None:
+    dtype = torch_dtype(Dtype(parts.config.model.dtype))
+    if parts.checkpoint.is_dummy:
+        fill_with_random(parts.model, dtype=dtype, device=parts.platform.torch_device)
+        return
+    with _progress_bar("Loading weights", parts.checkpoint.total_bytes) as advance:
+        load_weights(parts.model, parts.checkpoint, dtype=dtype, advance=advance)
+
+
+@contextmanager
+def _progress_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total_bytes)
+        yield lambda num_bytes: progress.advance(task, num_bytes)
+
+
+def _make_runner(parts: _Assembly, num_pages: int) -> ModelRunner:
+    cache, schedule = parts.config.cache, parts.config.schedule
+    device = parts.platform.torch_device
+    assert parts.config.model.context_length is not None
+    tables = SlotTables(
+        num_slots=schedule.max_running_requests,
+        max_pages=-(-parts.config.model.context_length // cache.page_size),
+        vocab_size=parts.model_config.vocab_size,
+        device=device,
+    )
+    return ModelRunner(
+        parts.model,
+        allocate(parts.model.attention_layers(), num_pages, device),
+        platform=parts.platform,
+        tables=tables,
+        builder=BatchBuilder(tables, page_size=cache.page_size, device=device),
+        sampler=Sampler(parts.selector, tables),
+    )
+
+
+def _num_pages(parts: _Assembly, free_bytes: int) -> int:
+    """Pages that fit beside the weights, as far as they are of any use.
+
+    Args:
+        parts: with weights loaded.
+        free_bytes: of the device before the weights came.
+    """
+    cache, schedule = parts.config.cache, parts.config.schedule
+    weight_bytes = max(0, free_bytes - parts.platform.memory().free_bytes)
+    budget = int(free_bytes * cache.mem_fraction_static) - weight_bytes - _activation_bytes(parts)
+    per_page = page_bytes(parts.model.attention_layers())
+    fitting = budget // per_page
+    assert parts.config.model.context_length is not None
+    pages_per_request = -(-parts.config.model.context_length // cache.page_size)
+    if cache.max_total_tokens is not None:
+        wanted = -(-cache.max_total_tokens // cache.page_size)
+    else:
+        wanted = min(fitting, schedule.max_running_requests * pages_per_request)
+    if wanted > fitting or wanted < 1:
+        raise ConfigError(
+            f"A KV cache of {max(wanted, 1) * cache.page_size} tokens takes "
+            f"{max(wanted, 1) * per_page / 2**20:.0f} MiB; {max(budget, 0) / 2**20:.0f} MiB are "
+            f"left of {free_bytes / 2**20:.0f} MiB free (mem-fraction-static "
+            f"{cache.mem_fraction_static}).",
+            remedy="Lower --max-total-tokens, raise --mem-fraction-static or free some memory.",
+        )
+    return wanted
+
+
+def _activation_bytes(parts: _Assembly) -> int:
+    """A generous guess at what one step needs beside weights and pages."""
+    model, schedule = parts.model_config, parts.config.schedule
+    num_tokens = schedule.chunked_prefill_size + schedule.max_running_requests
+    per_token = 6 * model.hidden_size + 4 * model.intermediate_size
+    layer_bytes = num_tokens * per_token * Dtype(parts.config.model.dtype).size_bytes
+    logit_bytes = schedule.max_running_requests * model.vocab_size * 4
+    return layer_bytes + 6 * logit_bytes
+
+
+def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
+    config, probe = parts.config, parts.chosen.probe
+    assert config.model.context_length is not None
+    assert config.model.served_model_name is not None
+    max_total_tokens = num_pages * config.cache.page_size
+    device = f"{probe.device_type}:{probe.index} ({probe.name})"
+    model = parts.model_config
+    banner = (
+        f"Device {device} by plugin {parts.chosen.plugin_name}",
+        f"{model.architecture}, {model.num_layers} layers, {config.model.dtype}; "
+        f"KV cache of {max_total_tokens} tokens, pages of {config.cache.page_size}",
+        *parts.chosen.warnings,
+        *(str(each) for each in parts.plugins.quarantined),
+    )
+    return EngineFacts(
+        model_name=config.model.served_model_name,
+        device=device,
+        dtype=config.model.dtype,
+        limits=RequestLimits(
+            context_length=config.model.context_length,
+            max_total_tokens=max_total_tokens,
+            vocab_size=model.vocab_size,
+            eos_token_ids=model.eos_token_ids,
+        ),
+        banner=banner,
+        plan=parts.selector.plan().to_dict(),
+    )
