@@ -21,7 +21,7 @@ from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.memory.kv_manager import KvManager
 from chiplet.models.base import CausalLM
 from chiplet.models.registry import find_model
-from chiplet.models.weights import fill_with_random, load_weights
+from chiplet.models.weights import fill_with_random, load_weights, weight_bytes
 from chiplet.plugins import ChosenDevice, PluginSet, Selector, choose_device, discover
 from chiplet.plugins.selection import SelectionPlan
 from chiplet.request import RequestLimits
@@ -151,7 +151,7 @@ def _load(parts: _Assembly) -> None:
     if parts.checkpoint.is_dummy:
         fill_with_random(parts.model, dtype=dtype, device=parts.platform.torch_device)
         return
-    with _progress_bar("Loading weights", parts.checkpoint.total_bytes) as advance:
+    with _progress_bar("Loading weights", weight_bytes(parts.model, dtype)) as advance:
         load_weights(parts.model, parts.checkpoint, dtype=dtype, advance=advance)
 
 

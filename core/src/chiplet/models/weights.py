@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,7 +29,7 @@ def load_weights(
         model: made, without weights.
         checkpoint: where the tensors come from.
         dtype: type in which tensors are asked for.
-        advance: called with the number of bytes read, tensor by tensor.
+        advance: called with each tensor's size in the type asked for, in bytes.
 
     Raises:
         ModelError: a tensor is missing, unexpected or of the wrong shape.
@@ -49,6 +50,12 @@ def load_weights(
             f"{_listing('unexpected', unexpected)}.",
             remedy="Check that the folder is complete and that config.json belongs to it.",
         )
+
+
+def weight_bytes(model: CausalLM, dtype: torch.dtype) -> int:
+    """Bytes of a checkpoint that fits the model, in a given type."""
+    firsts = (places[0] for places in model.weight_map().values())
+    return sum(math.prod(first.holder.part_shapes[first.part]) for first in firsts) * dtype.itemsize
 
 
 def fill_with_random(model: CausalLM, *, dtype: torch.dtype, device: torch.device) -> None:
