@@ -1,0 +1,1 @@
+"""Benchmarks: each reports its command, machine and commit beside the figures."""
