@@ -1,0 +1,112 @@
+# Chiplet: `make serve` and `make test` do all the set-up; both can be run again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+# The first interpreter that runs and is new enough, unless PYTHON names one.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
+	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$candidate" && break; done)
+# Address of an index with CPU builds of PyTorch; empty takes pip's own.
+TORCH_INDEX ?=
+MODEL ?= smollm2-135m
+PORT ?= 8000
+# More flags for `chiplet serve` and for pytest.
+SERVE_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/done
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+WITHOUT_HARDWARE := not device and not multi_device
+# What no run of `make check` may need: a model download, or patience.
+QUICK := $(WITHOUT_HARDWARE) and not model and not slow
+
+say = @printf '\n==> %s\n' $(1)
+
+.PHONY: help serve test check format docs install model test-device bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo "Variables: PYTHON, TORCH_INDEX, MODEL, PORT, SERVE_FLAGS, PYTEST_FLAGS"
+
+serve: model ## Install, fetch the demo model, and serve it on 127.0.0.1:8000
+	$(call say,"Starting the server; stop it with Ctrl-C")
+	@exec $(BIN)/chiplet serve "$(MODEL)" --port "$(PORT)" $(SERVE_FLAGS)
+
+test: $(DONE)/dev model ## Run all tests that need no accelerator
+	$(call say,"Tests")
+	@$(BIN)/python -m pytest -m "$(WITHOUT_HARDWARE)" $(PYTEST_FLAGS)
+
+check: $(DONE)/dev ## Format, lint, types, import contracts, and the quick tests
+	$(call say,"Format and lint")
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	$(call say,"Types")
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	$(call say,"Import contracts")
+	@$(BIN)/lint-imports
+	$(call say,"Quick tests: no hardware and no model")
+	@$(BIN)/python -m pytest -m "$(QUICK)" $(PYTEST_FLAGS)
+
+format: $(DONE)/dev ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(DONE)/dev ## Write the generated pages of docs/ anew
+	@$(BIN)/python docs/generate.py
+
+test-device: $(DONE)/dev model ## Run the tests that need an accelerator
+	$(call say,"Tests on the device")
+	@$(BIN)/python -m pytest -m "device or multi_device" $(PYTEST_FLAGS)
+
+bench: $(DONE)/dev model ## Measure start-up, latency, throughput and prefix sharing
+	@mkdir -p benchmarks/results
+	$(call say,"Start-up")
+	@$(BIN)/chiplet bench startup --json benchmarks/results/startup.json
+	$(call say,"Latency")
+	@$(BIN)/chiplet bench latency --dtype bfloat16 --against transformers \
+		--json benchmarks/results/latency.json
+	$(call say,"Throughput")
+	@$(BIN)/chiplet bench throughput --dtype bfloat16 --against transformers \
+		--json benchmarks/results/throughput.json
+	$(call say,"Shared prefix")
+	@$(BIN)/chiplet bench prefix --dtype bfloat16 --json benchmarks/results/prefix.json
+
+install: $(DONE)/chiplet ## Install core and the CPU plugin into .venv
+
+model: $(DONE)/chiplet ## Fetch the model of the catalogue into the cache folder
+	$(call say,"Model $(MODEL)")
+	@case "$(MODEL)" in */*|*.gguf) ;; *) $(BIN)/chiplet pull "$(MODEL)" ;; esac
+
+clean: ## Remove .venv and what tools left behind
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(DONE)/venv:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found." >&2; \
+		echo "       Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no venv module." >&2; \
+		echo "       On Debian: apt-get install python3-venv" >&2; exit 2; }
+	$(call say,"Virtual environment in $(VENV)")
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/torch: constraints.txt | $(DONE)/venv
+	$(call say,"PyTorch")
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r constraints.txt
+	@touch $@
+
+$(DONE)/chiplet: core/pyproject.toml plugins/cpu/pyproject.toml | $(DONE)/torch
+	$(call say,"Chiplet and its CPU plugin")
+	@$(PIP) install -c constraints.txt -e ./core -e ./plugins/cpu
+	@touch $@
+
+$(DONE)/dev: requirements-dev.txt $(DONE)/chiplet
+	$(call say,"Tools of the tests")
+	@$(PIP) install -c constraints.txt -r requirements-dev.txt
+	@touch $@
