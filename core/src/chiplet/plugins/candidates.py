@@ -1,0 +1,137 @@
+"""Candidates: every provider that some plugin offers for the device, and its verdicts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chiplet.api import (
+    AttentionRequest,
+    DeviceProbe,
+    LinearRequest,
+    No,
+    OpRequest,
+    Provider,
+    Verdict,
+    Yes,
+)
+from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.plugin_set import Plugin, PluginSet
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = ("attention", "linear", "ops")
+
+Request = AttentionRequest | LinearRequest | OpRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A provider and the plugin that offers it."""
+
+    provider: Provider[Any, Any]
+    plugin: Plugin
+
+    @property
+    def name(self) -> str:
+        """The word that `--use` takes."""
+        return self.provider.name
+
+    def assess(self, request: Request) -> Verdict:
+        """The provider's verdict; a refusal if it has not heard of a feature, or raises."""
+        unheard = sorted(request.features - self.provider.accepts)
+        if unheard:
+            text = ", ".join(f"feature '{feature}' not accepted" for feature in unheard)
+            return No.because("feature", text)
+        try:
+            verdict = self.provider.assess(request)
+        except Exception as error:
+            return No.because("raised", f"assess raised {type(error).__name__}: {error}")
+        # An answer of another type is a plugin's fault and must not stop the others.
+        if not isinstance(verdict, Yes | No):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return No.because("malformed", f"assess returned {verdict!r}, not a verdict")
+        return verdict
+
+
+def operation_of(request: Request) -> str:
+    """The operation as `--use` names it, like 'attention/global'."""
+    match request:
+        case AttentionRequest():
+            return f"attention/{request.group}"
+        case LinearRequest():
+            return f"linear/{request.role}"
+        case OpRequest():
+            return f"ops/{request.op}"
+
+
+def summary_of(request: Request) -> str:
+    """The request in a few words."""
+    match request:
+        case AttentionRequest():
+            heads = f"{request.num_heads}/{request.num_kv_heads} heads of {request.head_dim}"
+            window = f", window {request.window}" if request.window is not None else ""
+            return f"{heads}, {request.dtype}, pages of {request.kv.page_size}{window}"
+        case LinearRequest():
+            bias = " + bias" if request.has_bias else ""
+            return f"{request.in_features} -> {request.out_features}{bias}, {request.dtype}"
+        case OpRequest():
+            return str(request.dtype)
+
+
+def gather_candidates(
+    plugin_set: PluginSet, device: DeviceProbe, *, explicit: frozenset[str]
+) -> Mapping[str, tuple[Candidate, ...]]:
+    """Providers of every plugin for a device, by family.
+
+    A plugin whose hook raises is left out with a warning, unless it is one of `explicit`.
+
+    Raises:
+        ConfigError: two plugins offer a provider of the same name.
+        PluginError: a hook of an explicitly requested plugin raises.
+    """
+    return {
+        family: _distinct(
+            family,
+            [
+                candidate
+                for plugin in plugin_set.loaded
+                for candidate in _offers(plugin, family, device, explicit)
+            ],
+        )
+        for family in FAMILIES
+    }
+
+
+def _offers(
+    plugin: Plugin, family: str, device: DeviceProbe, explicit: frozenset[str]
+) -> Iterator[Candidate]:
+    try:
+        providers = tuple(plugin.call(family, device=device) or ())
+        # Touched here, so that a malformed provider fails as its plugin's hook.
+        assert all(each.name and isinstance(each.accepts, frozenset) for each in providers), (
+            "a provider needs a name, and a frozenset of features that it accepts"
+        )
+    except Exception as error:
+        text = f"Hook {family} of {plugin.distribution} raised {type(error).__name__}: {error}."
+        if plugin.distribution in explicit:
+            remedy = f"Update {plugin.distribution}, or do not ask for it."
+            raise PluginError(text, remedy=remedy) from error
+        logger.warning("%s Its providers are left out.", text)
+        return
+    for provider in providers:
+        yield Candidate(provider, plugin)
+
+
+def _distinct(family: str, candidates: list[Candidate]) -> tuple[Candidate, ...]:
+    by_name: dict[str, Candidate] = {}
+    for candidate in candidates:
+        other = by_name.setdefault(candidate.name, candidate)
+        if other is not candidate:
+            raise ConfigError(
+                f"{other.plugin.distribution} and {candidate.plugin.distribution} both offer "
+                f"{family} provider '{candidate.name}'.",
+                remedy=f"Pass --no-plugin {candidate.plugin.distribution}, or uninstall it.",
+            )
+    return tuple(candidates)

@@ -1,0 +1,140 @@
+"""Discovery: finds plugins by entry point and loads them one at a time.
+
+A manifest is read and compared with this core before a plugin's code is imported. A plugin that
+fails at any step is set aside with the reason; the others load.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import Distribution, distributions
+
+import pluggy
+
+from chiplet import __version__, hooks
+from chiplet.config import DeviceOptions
+from chiplet.errors import PluginError
+from chiplet.plugins.manifest import (
+    Manifest,
+    ManifestError,
+    PluginKind,
+    check_api,
+    check_requires,
+    find_manifest,
+    read_manifest,
+)
+from chiplet.plugins.plugin_set import CORE_DISTRIBUTION, Plugin, PluginSet, Quarantined
+
+ENTRY_POINT_GROUP = "chiplet.plugins"
+CORE_MODULES = ("chiplet.reference.plugin", "chiplet.models.plugin")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An entry point, not yet imported."""
+
+    distribution: str
+    version: str
+    module: str
+
+
+def discover(options: DeviceOptions) -> PluginSet:
+    """All plugins that the options allow.
+
+    Raises:
+        PluginError: a plugin named by `--plugins` is not installed or cannot be loaded.
+    """
+    allowed = frozenset(map(normalized, options.plugins))
+    denied = frozenset(map(normalized, options.no_plugin))
+    found = list(installed_candidates())
+    _check_names(allowed | denied, found)
+    wanted = [Candidate(CORE_DISTRIBUTION, __version__, module) for module in CORE_MODULES]
+    blocked: list[Candidate] = []
+    for candidate in found:
+        name = normalized(candidate.distribution)
+        is_wanted = name not in denied and (not allowed or name in allowed)
+        (wanted if is_wanted else blocked).append(candidate)
+    results = [load(candidate) for candidate in wanted]
+    quarantined = tuple(each for each in results if isinstance(each, Quarantined))
+    for each in quarantined:
+        if normalized(each.distribution) in allowed or each.distribution == CORE_DISTRIBUTION:
+            raise PluginError(
+                f"Plugin {each.distribution} {each.version} cannot be used: {each.reason}.",
+                remedy=f"Update or reinstall {each.distribution}.",
+            )
+    return PluginSet(
+        tuple(each for each in results if isinstance(each, Plugin)),
+        quarantined,
+        tuple(candidate.distribution for candidate in blocked),
+    )
+
+
+def installed_candidates() -> Iterator[Candidate]:
+    """Entry points of the plugin group, by distribution; the first found of a name wins."""
+    found: dict[str, Distribution] = {}
+    for distribution in distributions():
+        text = distribution.read_text("entry_points.txt")
+        # Only files that mention the group are parsed: a damaged one of a stranger is no concern.
+        if text is not None and f"[{ENTRY_POINT_GROUP}]" in text:
+            found.setdefault(normalized(distribution.metadata["Name"]), distribution)
+    for _, distribution in sorted(found.items()):
+        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+            yield Candidate(distribution.metadata["Name"], distribution.version, entry_point.module)
+
+
+def load(candidate: Candidate) -> Plugin | Quarantined:
+    """The plugin, or why it cannot be loaded; never raises for a fault of the plugin."""
+    manifest: Manifest | None = None
+    try:
+        manifest = read_manifest(find_manifest(candidate.module))
+        check_api(manifest)
+        check_requires(manifest)
+        relay = _register(candidate.module)
+        _check_hooks(manifest, relay)
+    except ManifestError as error:
+        reason = str(error)
+    except pluggy.PluginValidationError as error:
+        reason = f"registration failed: {' '.join(str(error).split())}"
+    # A plugin may raise anything at import, SystemExit included.
+    except (Exception, SystemExit) as error:
+        reason = f"import of {candidate.module} raised {type(error).__name__}: {error}"
+    else:
+        return Plugin(candidate.distribution, candidate.version, candidate.module, manifest, relay)
+    return Quarantined(
+        candidate.distribution, candidate.version, candidate.module, reason, manifest
+    )
+
+
+def _register(module: str) -> pluggy.HookRelay:
+    """Hooks of a module in a plugin manager of its own; a failure leaves nothing behind."""
+    manager = pluggy.PluginManager("chiplet")
+    manager.add_hookspecs(hooks)
+    manager.register(import_module(module), name=module)
+    manager.check_pending()
+    return manager.hook
+
+
+def _check_hooks(manifest: Manifest, relay: pluggy.HookRelay) -> None:
+    if manifest.kind is not PluginKind.PLATFORM:
+        return
+    for hook in ("probe", "platform"):
+        if not getattr(relay, hook).get_hookimpls():
+            raise ManifestError(f"kind 'platform' needs hook '{hook}', which is not implemented")
+
+
+def _check_names(names: frozenset[str], found: list[Candidate]) -> None:
+    installed = {normalized(candidate.distribution) for candidate in found}
+    listed = ", ".join(sorted(installed)) or "none"
+    for name in sorted(names - installed):
+        raise PluginError(
+            f"Plugin '{name}' is not installed; installed: {listed}.",
+            remedy=f"Install it with 'pip install {name}', or correct the name.",
+        )
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as the packaging specification compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()

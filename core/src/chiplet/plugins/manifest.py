@@ -1,0 +1,195 @@
+"""Manifest: what a plugin says of itself before any of its code runs.
+
+A file `chiplet_plugin.toml` in the plugin's package:
+
+    name = "acme"
+    kind = "platform"                 # or "provider"
+    device_types = ["acme"]           # what `--device` takes; platforms only
+    requires = ["acme-driver>=2"]     # optional: distributions and their versions
+
+    [api]                             # a range for each interface that it uses
+    platform = ">=0.1,<0.2"
+    attention = ">=0.1,<0.2"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from chiplet.api import INTERFACE_VERSIONS
+
+MANIFEST_NAME = "chiplet_plugin.toml"
+
+
+class ManifestError(Exception):
+    """A manifest is missing, malformed or asks for what this core does not have."""
+
+
+class PluginKind(StrEnum):
+    """What a plugin brings."""
+
+    PLATFORM = "platform"
+    PROVIDER = "provider"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A plugin's manifest.
+
+    Attributes:
+        name: for people; the distribution's name is what flags take.
+        api: version range by interface, like `{"attention": ">=0.1,<0.2"}`.
+        device_types: the words for `--device` that its probe may answer with.
+        requires: distributions with their version ranges.
+    """
+
+    name: str
+    kind: PluginKind
+    api: Mapping[str, str]
+    device_types: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+
+
+def find_manifest(module: str) -> Path:
+    """Path of the manifest beside an entry-point module, found without importing anything.
+
+    Raises:
+        ManifestError: there is no such package or no such file.
+    """
+    # Only the top package is looked up: asking for a submodule's spec would import its parents.
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    if spec is None:
+        raise ManifestError(f"package '{top}' of entry point '{module}' cannot be found")
+    folders = [Path(place, *rest[:-1]) for place in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / MANIFEST_NAME).is_file():
+            return folder / MANIFEST_NAME
+    places = ", ".join(map(str, folders)) or f"'{top}', which is not a package"
+    raise ManifestError(f"no {MANIFEST_NAME} in {places}")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        ManifestError: the file cannot be read, or is not a manifest.
+    """
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+    return parse_manifest(fields)
+
+
+def parse_manifest(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest in a table.
+
+    Raises:
+        ManifestError: a field is missing, unknown or of the wrong form.
+    """
+    known = {"name", "kind", "api", "device_types", "requires"}
+    unknown = sorted(fields.keys() - known)
+    if unknown:
+        raise ManifestError(f"unknown field '{unknown[0]}'; known: {', '.join(sorted(known))}")
+    missing = sorted({"name", "kind", "api"} - fields.keys())
+    if missing:
+        raise ManifestError(f"field '{missing[0]}' is missing")
+    manifest = Manifest(
+        name=_text(fields, "name"),
+        kind=_kind(fields["kind"]),
+        api=_api(fields["api"]),
+        device_types=_texts(fields, "device_types"),
+        requires=_texts(fields, "requires"),
+    )
+    if (manifest.kind is PluginKind.PLATFORM) != bool(manifest.device_types):
+        raise ManifestError("'device_types' goes with kind 'platform', and with that only")
+    for requirement in manifest.requires:
+        _requirement(requirement)
+    return manifest
+
+
+def check_api(manifest: Manifest) -> None:
+    """Compare the ranges that a plugin asks for with the interfaces of this core.
+
+    Raises:
+        ManifestError: an interface is unknown here or its version is out of range.
+    """
+    for interface, wanted in manifest.api.items():
+        if interface not in INTERFACE_VERSIONS:
+            known = ", ".join(sorted(INTERFACE_VERSIONS))
+            raise ManifestError(f"interface '{interface}' is unknown to this core; known: {known}")
+        major, minor = INTERFACE_VERSIONS[interface]
+        if not SpecifierSet(wanted).contains(f"{major}.{minor}"):
+            raise ManifestError(
+                f"needs interface {interface} {wanted}, and this core has {major}.{minor}"
+            )
+
+
+def check_requires(manifest: Manifest) -> None:
+    """Compare required distributions with the installed ones.
+
+    Raises:
+        ManifestError: one is missing or its version is out of range.
+    """
+    for text in manifest.requires:
+        requirement = _requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError as error:
+            raise ManifestError(f"needs {text}, which is not installed") from error
+        if not requirement.specifier.contains(installed, prereleases=True):
+            raise ManifestError(f"needs {text}, and {installed} is installed")
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str) or not value:
+        raise ManifestError(f"field '{name}' is {value!r}; it must be a non-empty string")
+    return value
+
+
+def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = fields.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise ManifestError(f"field '{name}' is {value!r}; it must be a list of strings")
+    return tuple(value)
+
+
+def _kind(value: object) -> PluginKind:
+    if value not in list(PluginKind):
+        raise ManifestError(f"field 'kind' is {value!r}; it must be 'platform' or 'provider'")
+    return PluginKind(str(value))
+
+
+def _api(value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise ManifestError("table [api] must give a version range for at least one interface")
+    ranges: dict[str, str] = {}
+    for interface, wanted in value.items():
+        try:
+            ranges[str(interface)] = str(SpecifierSet(wanted))
+        except (InvalidSpecifier, TypeError, AttributeError) as error:
+            raise ManifestError(
+                f"[api] {interface} is {wanted!r}; it must be a range like '>=0.1,<0.2'"
+            ) from error
+    return ranges
+
+
+def _requirement(text: str) -> Requirement:
+    try:
+        return Requirement(text)
+    except InvalidRequirement as error:
+        raise ManifestError(f"'requires' has {text!r}, which is no requirement: {error}") from error

@@ -1,0 +1,49 @@
+"""The reference platform: torch on main memory, synchronous, no tuning."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from chiplet.api import Event, MemoryInfo
+
+
+class DoneEvent:
+    """An event of a device that does everything at once."""
+
+    def is_done(self) -> bool:
+        """Always true."""
+        return True
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+
+class ReferencePlatform:
+    """Torch's CPU device as it is."""
+
+    name = "reference"
+    torch_device = torch.device("cpu")
+
+    def activate(self) -> None:
+        """Nothing to do: torch's own thread count stands."""
+
+    def memory(self) -> MemoryInfo:
+        """Main memory; limits of a container are not looked at."""
+        memory = psutil.virtual_memory()
+        return MemoryInfo(free_bytes=memory.available, total_bytes=memory.total)
+
+    def supported_dtypes(self) -> tuple[str, ...]:
+        """All; float32 needs no conversion."""
+        return ("float32", "bfloat16", "float16")
+
+    def record_event(self) -> Event:
+        """An event that is done already."""
+        return DoneEvent()
+
+    def synchronize(self) -> None:
+        """Nothing is ever queued."""
+
+    def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy, so that the caller may go on to overwrite the tensor."""
+        return tensor.clone()
