@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,9 +106,11 @@ class _OpenAnswer:
 
     def take(self, output: RequestOutput) -> bool:
         """Add what a step brought; True if a stop string ended the answer just now."""
-        # An end token is counted but not shown.
-        shown = output.token_ids[:-1] if output.stop_token_id is not None else output.token_ids
-        delta = self.text.push(shown, is_last=output.finish_reason is not None)
+        delta = self.text.push(
+            output.token_ids,
+            is_last=output.finish_reason is not None,
+            stop_token_id=output.stop_token_id,
+        )
         self.finish_reason = FinishReason.STOP if delta.is_stopped else output.finish_reason
         self.logprobs += output.logprobs or ()
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
@@ -165,7 +168,10 @@ class LLM:
         self._tokenizer = load_tokenizer(
             path, config.model.tokenizer_path, config.model.chat_template
         )
-        self._engine, self._facts = start(config)
+        # Nobody is to be told to come back later: offline, any number may wait.
+        self._engine, self._facts = start(
+            config.replacing("schedule.max_queued_requests", sys.maxsize)
+        )
         self._open_answers: dict[str, _OpenAnswer] = {}
         self._request_ids = count()
         self._seeds = random.Random(config.schedule.random_seed)

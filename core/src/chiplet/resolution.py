@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chiplet.api import Proposal
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.errors import ConfigError
 
@@ -18,23 +17,18 @@ def resolve(
     config: EngineConfig,
     model: ModelConfig,
     *,
-    proposals: Sequence[Proposal],
     dtypes: Sequence[str],
 ) -> EngineConfig:
     """A copy without 'auto' or None where the engine needs a value; logs each decision.
 
     Args:
-        config: as the user gave it.
+        config: as the user gave it, with the plugins' proposals.
         model: facts about the checkpoint.
-        proposals: of the plugins, for settings the user left open.
         dtypes: that the device serves, best first.
 
     Raises:
         ConfigError: a setting does not suit the model or the device.
     """
-    for proposal in proposals:
-        if proposal.path not in config.explicit:
-            config = _decide(config, proposal.path, proposal.value, proposal.reason)
     config = _resolve_dtype(config, model, dtypes)
     if config.cache.kv_cache_dtype == "auto":
         config = _decide(config, "cache.kv_cache_dtype", config.model.dtype, "that of the model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,15 @@ from chiplet.memory.kv_manager import KvManager
 from chiplet.models.base import CausalLM
 from chiplet.models.registry import find_model
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes
-from chiplet.plugins import ChosenDevice, PluginSet, Selector, choose_device, discover
-from chiplet.plugins.selection import SelectionPlan
+from chiplet.plugins import (
+    ChosenDevice,
+    PluginSet,
+    SelectionPlan,
+    Selector,
+    apply_proposals,
+    choose_device,
+    discover,
+)
 from chiplet.request import RequestLimits
 from chiplet.resolution import resolve
 from chiplet.runner.batch_builder import BatchBuilder
@@ -86,10 +93,9 @@ def start(config: EngineConfig) -> tuple[Engine, EngineFacts]:
     parts = _assemble(config)
     free_bytes = parts.platform.memory().free_bytes
     _load(parts)
-    sampler_bindings = parts.selector
     num_pages = _num_pages(parts, free_bytes)
     runner = _make_runner(parts, num_pages)
-    sampler_bindings.seal()
+    parts.selector.seal()
     kv = KvManager(
         num_pages=num_pages,
         page_size=parts.config.cache.page_size,
@@ -120,9 +126,8 @@ def _assemble(config: EngineConfig) -> _Assembly:
     path = resolve_model(config.model.model)
     checkpoint = open_checkpoint(path, config.model.load_format)
     config = resolve(
-        config,
+        apply_proposals(config, plugins, chosen.probe),
         checkpoint.config,
-        proposals=plugins.proposals(config, chosen.probe),
         dtypes=chosen.platform.supported_dtypes(),
     )
     selector = Selector(plugins, chosen, config.device)
@@ -156,7 +161,7 @@ def _load(parts: _Assembly) -> None:
 
 
 @contextmanager
-def _progress_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+def _progress_bar(title: str, total_bytes: int) -> Generator[Callable[[int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -239,7 +244,10 @@ def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
         f"{model.architecture}, {model.num_layers} layers, {config.model.dtype}; "
         f"KV cache of {max_total_tokens} tokens, pages of {config.cache.page_size}",
         *parts.chosen.warnings,
-        *(str(each) for each in parts.plugins.quarantined),
+        *(
+            f"Plugin {each.distribution} {each.version} is not loaded: {each.reason}"
+            for each in parts.plugins.quarantined
+        ),
     )
     return EngineFacts(
         model_name=config.model.served_model_name,
@@ -252,5 +260,5 @@ def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
             eos_token_ids=model.eos_token_ids,
         ),
         banner=banner,
-        plan=parts.selector.plan().to_dict(),
+        plan=parts.selector.plan().to_json(),
     )

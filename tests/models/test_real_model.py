@@ -1,0 +1,105 @@
+"""The demo model, in float32: greedy tokens equal Transformers', alone and together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from chiplet import LLM, SamplingParams
+from chiplet.formats.catalogue import find_entry, pull
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n    ",
+    "The three laws of thermodynamics are",
+    "In 1969, Apollo 11",
+    "To make bread you need",
+    "import numpy as np\n\n",
+    "Dear Sir or Madam,",
+    "The square root of 144 is",
+    "Photosynthesis is the process by which",
+    "Q: Who wrote Hamlet?\nA:",
+    "1, 1, 2, 3, 5, 8,",
+    "La capitale de l'Italie est",
+    "The difference between a virus and a bacterium is",
+    "SELECT name FROM users WHERE",
+    "It was the best of times,",
+    "A haiku about autumn:\n",
+    "Water boils at",
+    "<html>\n  <head>",
+    "The quick brown fox",
+]
+
+GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def transformers_model() -> PreTrainedModel:
+    path = pull("smollm2-135m")
+    assert find_entry("smollm2-135m") is not None
+    return AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@torch.no_grad()
+def _greedy_after(
+    model: PreTrainedModel, prompt: tuple[int, ...], answer: tuple[int, ...]
+) -> list[int]:
+    """What Transformers would pick after the prompt and after each token of the answer.
+
+    Equal to the answer itself if and only if greedy generation gives that answer.
+    """
+    logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+    return logits.argmax(dim=-1).tolist()
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(device="cpu", dtype="float32", max_total_tokens=16384, chunked_prefill_size=64)
+
+
+def test_greedy_tokens_equal_transformers(llm: LLM, transformers_model: PreTrainedModel) -> None:
+    together = llm.generate(PROMPTS, GREEDY)
+    for completion in together:
+        answer = completion.answers[0].token_ids
+        assert len(answer) == 64
+        assert list(answer) == _greedy_after(
+            transformers_model, completion.prompt_token_ids, answer
+        )
+
+
+def test_alone_equals_together(llm: LLM) -> None:
+    together = llm.generate(PROMPTS[:8], GREEDY)
+    for prompt, completion in zip(PROMPTS, together, strict=False):
+        alone = llm.generate([prompt], GREEDY)[0]
+        assert alone.answers[0].token_ids == completion.answers[0].token_ids
+
+
+def test_a_question_is_answered(llm: LLM) -> None:
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    params = SamplingParams(temperature=0, max_tokens=32)
+    whole = llm.chat(question, params)
+    assert "Paris" in whole.text
+    assert whole.answers[0].finish_reason == "stop"
+    streamed = list(llm.stream_chat(question, params))
+    assert "".join(delta.text for delta in streamed) == whole.text
+    assert streamed[-1].finish_reason == "stop"
+
+
+def test_seeds_stop_strings_and_n(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=7, max_tokens=12, n=3)
+    first, again = (llm.generate([PROMPTS[1]], params)[0] for _ in range(2))
+    texts = [answer.text for answer in first.answers]
+    assert texts == [answer.text for answer in again.answers]
+    assert len(set(texts)) == 3
+    crowd = llm.generate(PROMPTS[:6], params)
+    assert texts == [answer.text for answer in crowd[1].answers]
+    stopped = llm.generate(["1, 2, 3, 4,"], SamplingParams(temperature=0, stop=(" 7",)))[0]
+    assert stopped.answers[0].finish_reason == "stop"
+    assert " 6" in stopped.text
+    assert " 7" not in stopped.text
