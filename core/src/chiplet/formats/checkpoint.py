@@ -1,0 +1,87 @@
+"""Checkpoint: a model's tensors on disk, whichever format holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from chiplet.config import ModelConfig
+from chiplet.errors import ModelError
+from chiplet.formats.gguf_checkpoint import GgufCheckpoint
+from chiplet.formats.gguf_file import read_gguf
+from chiplet.formats.model_files import Format, find_model_files, read_model_config
+from chiplet.formats.safetensors_checkpoint import SafetensorsCheckpoint
+
+
+class Checkpoint(Protocol):
+    """A model on disk."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Facts about the model."""
+        ...
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of tensor data on disk; 0 for a dummy."""
+        ...
+
+    @property
+    def is_dummy(self) -> bool:
+        """There are no tensors: the loader makes random ones from the config."""
+        ...
+
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors, one at a time in file order.
+
+        Names are Hugging Face's, like 'model.layers.0.self_attn.q_proj.weight'. Floating-point
+        and quantised tensors come as `dtype`. Mutates nothing; blocks while reading. The caller
+        owns each tensor, and keeps memory low by dropping it before asking for the next.
+
+        Raises:
+            ModelError: the file is damaged, or this is a dummy.
+        """
+        ...
+
+
+class DummyCheckpoint:
+    """A model of which there is only the config.
+
+    Attributes:
+        config: facts about the model.
+        total_bytes: 0.
+        is_dummy: True.
+    """
+
+    is_dummy = True
+    total_bytes = 0
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Raises ModelError: there are none."""
+        raise ModelError("A dummy checkpoint has no tensors.", remedy="Make them at random.")
+
+
+def open_checkpoint(path: Path, load_format: str = "auto") -> Checkpoint:
+    """The checkpoint at a path: a folder, a GGUF file, or a config.json for 'dummy'.
+
+    Args:
+        path: where the model is.
+        load_format: 'auto', 'safetensors', 'gguf' or 'dummy'.
+
+    Raises:
+        ModelError: it is missing, damaged, refused or not supported.
+    """
+    files = find_model_files(path, load_format)
+    if files.format is Format.GGUF:
+        return GgufCheckpoint(read_gguf(files.config_path))
+    config = read_model_config(path, load_format)
+    if files.format is Format.DUMMY:
+        return DummyCheckpoint(config)
+    return SafetensorsCheckpoint(config, files.weight_paths)
