@@ -1,0 +1,149 @@
+"""Chat templates: a conversation as the text that the model was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn, cast
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from chiplet.errors import ConfigError, RequestError
+from chiplet.text.tokenizer import Tokenizer
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the model's own words for training; here it only encloses them."""
+
+    tags = {"generation"}  # noqa: RUF012 - the library's own convention
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def apply_chat_template(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **kwargs: Any,
+) -> str:
+    """The prompt text of a conversation, special tokens included.
+
+    Encode it with `add_special_tokens=False`: the template has written them.
+
+    Args:
+        tokenizer: has the template and its special tokens.
+        messages: each with 'role' and 'content', a text or a list of text parts.
+        add_generation_prompt: end where the model's next answer begins.
+        tools: functions that the model may call, as JSON schemas.
+        **kwargs: further variables of the template.
+
+    Raises:
+        RequestError: there is no template, or it refuses these messages.
+    """
+    if tokenizer.chat_template is None:
+        raise RequestError(
+            "The model has no chat template, so it takes no chat messages. Use completions, or "
+            "start the server with '--chat-template FILE'.",
+            param="messages",
+        )
+    variables: dict[str, Any] = {
+        **tokenizer.special_tokens,
+        **kwargs,
+        "messages": [_plain_message(message, index) for index, message in enumerate(messages)],
+        "tools": tools,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    try:
+        return _compiled(tokenizer.chat_template).render(variables)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        # A template is a program: what it trips over is mostly a message it did not expect.
+        raise RequestError(
+            f"The model's chat template refuses these messages: {error}.", param="messages"
+        ) from error
+
+
+def check_chat_template(source: str) -> None:
+    """Raises ConfigError if a template's syntax is wrong."""
+    try:
+        _compiled(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(
+            f"The chat template is wrong in line {error.lineno}: {error.message}.",
+            remedy="Check '--chat-template'.",
+        ) from error
+
+
+@lru_cache(maxsize=4)
+def _compiled(source: str) -> jinja2.Template:
+    # Templates come with checkpoints from anywhere: they may look at nothing but their variables.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    filters = cast(dict[str, Callable[..., Any]], environment.filters)
+    filters["tojson"] = _to_json
+    helpers = cast(dict[str, Callable[..., Any]], environment.globals)
+    helpers["raise_exception"] = _raise_exception
+    helpers["strftime_now"] = _strftime_now
+    return environment.from_string(source)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes HTML, which no model has seen.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _plain_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The message with its content as one text."""
+    param = f"messages[{index}]"
+    if not isinstance(message.get("role"), str):
+        raise RequestError(f"{param} has no role; allowed: a text.", param=f"{param}.role")
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        parts = cast(Sequence[Any], content)
+        content = "\n".join(_part_text(part, f"{param}.content") for part in parts)
+    elif content is not None and not isinstance(content, str):
+        raise RequestError(
+            f"{param}.content is of type {type(content).__name__}; allowed: a text or a list of "
+            "text parts.",
+            param=f"{param}.content",
+        )
+    return {**message, "content": content or ""}
+
+
+def _part_text(part: Any, param: str) -> str:
+    if isinstance(part, Mapping):
+        described = cast(Mapping[str, Any], part)
+        text = described.get("text")
+        if described.get("type") == "text" and isinstance(text, str):
+            return text
+        kind = described.get("type")
+        raise RequestError(
+            f"{param} has a part of type {kind!r}; allowed: 'text' with a text.", param=param
+        )
+    raise RequestError(f"{param} has a part that is no object.", param=param)
