@@ -77,6 +77,11 @@ class KvManager:
         return self._tree.num_evictable_pages
 
     @property
+    def num_leases(self) -> int:
+        """Leases not released yet."""
+        return len(self._leases)
+
+    @property
     def generation(self) -> int:
         """Changes when `match` may have another answer than before."""
         return self._tree.generation
