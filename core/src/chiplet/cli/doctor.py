@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
@@ -127,12 +126,11 @@ def _model_checks() -> Iterator[Check]:
     else:
         yield Check("model cache", CheckStatus.OK, detail)
     for entry in catalogue():
-        path: Path | None = entry.cached_path()
-        if path is None:
+        if entry.is_cached:
+            yield Check(f"model {entry.name}", CheckStatus.OK, str(entry.path))
+        else:
             remedy = f"chiplet pull {entry.name}"
             yield Check(f"model {entry.name}", CheckStatus.WARNING, "not in the cache", remedy)
-        else:
-            yield Check(f"model {entry.name}", CheckStatus.OK, str(path))
 
 
 def _problem(name: str, error: ConfigError) -> Check:

@@ -25,12 +25,13 @@ def run(given: Given) -> int:
         if options.name is not None:
             raise ConfigError("--list stands beside a name.", remedy="Give one of them.")
         for entry in catalogue():
-            state = "in the cache" if entry.is_cached else f"{entry.size_bytes / 1e6:.0f} MB"
-            print(f"{entry.name:<24}{state:<16}{entry.description}")
+            size = f"{entry.size_bytes / 1e6:.0f} MB"
+            state = "in the cache" if entry.is_cached else "not fetched"
+            print(f"{entry.name:<20}{size:>8}  {state:<14}{entry.license:<12}{entry.description}")
         return 0
     if options.name is None:
         raise ConfigError("There is no name.", remedy="See 'chiplet pull --list'.")
-    print(pull(options.name, progress=True))
+    print(pull(options.name))
     return 0
 
 
