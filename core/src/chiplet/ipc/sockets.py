@@ -1,0 +1,95 @@
+"""Typed one-way sockets between the processes of one server, over ZeroMQ and unix sockets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+M = TypeVar("M")
+
+SOCKET_MODE = 0o600
+LINGER_MS = 1000
+"""How long a closing process waits for its last words to leave."""
+
+UNLIMITED = 0
+"""A full queue would make the sender block or lose messages; neither end ever may."""
+
+
+class Outbox:
+    """Sends messages to one `Inbox`; never blocks, also while nobody listens yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = _open(zmq.Context.instance(), zmq.PUSH)
+        self._socket.connect(_address(path))
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Queue one message."""
+        self._socket.send(self._encoder.encode(message))
+
+    def close(self) -> None:
+        """Close; what is queued still leaves if the reader takes it soon."""
+        self._socket.close()
+
+
+class Inbox(Generic[M]):
+    """Receives the messages of one type (or union) that any number of senders send here."""
+
+    def __init__(self, path: Path, messages: Any) -> None:
+        self._socket = _open(zmq.Context.instance(), zmq.PULL)
+        self._socket.bind(_address(path))
+        os.chmod(path, SOCKET_MODE)
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
+
+    def receive(self) -> M:
+        """The next message; blocks until there is one."""
+        return self._decoder.decode(self._socket.recv())
+
+    def pending(self) -> Iterator[M]:
+        """The messages that have arrived already; never blocks."""
+        while True:
+            try:
+                data = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield self._decoder.decode(data)
+
+    def close(self) -> None:
+        """Close and drop what was not received."""
+        self._socket.close(linger=0)
+
+
+class AsyncInbox(Generic[M]):
+    """An `Inbox` for an event loop."""
+
+    def __init__(self, path: Path, messages: Any) -> None:
+        self._socket = _open(zmq.asyncio.Context.instance(), zmq.PULL)
+        self._socket.bind(_address(path))
+        os.chmod(path, SOCKET_MODE)
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
+
+    async def receive(self) -> M:
+        """The next message."""
+        return self._decoder.decode(await self._socket.recv())
+
+    def close(self) -> None:
+        """Close and drop what was not received."""
+        self._socket.close(linger=0)
+
+
+def _open(context: zmq.Context[Any], kind: int) -> Any:
+    socket = context.socket(kind)
+    socket.sndhwm = UNLIMITED
+    socket.rcvhwm = UNLIMITED
+    socket.linger = LINGER_MS
+    return socket
+
+
+def _address(path: Path) -> str:
+    return f"ipc://{path}"

@@ -1,0 +1,77 @@
+"""What engine and detokenizer have in common as child processes of the server."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+
+import msgspec
+
+from chiplet.errors import ChipletError, ConfigError
+from chiplet.ipc.messages import ChildSettings, Failed
+
+DETOKENIZER_SOCKET = "detokenizer.sock"
+ENGINE_SOCKET = "engine.sock"
+SERVER_SOCKET = "server.sock"
+"""Names of the sockets in a generation's folder, after who receives there."""
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+STDIN = 0
+_READ_BYTES = 1 << 16
+_PR_SET_PDEATHSIG = 1
+
+
+def begin_child() -> ChildSettings:
+    """Settings of this child process, which from now on ends when its parent does.
+
+    The parent writes them as one line of JSON to the child's standard input and keeps it open:
+    its end is the parent's end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        data = os.read(STDIN, _READ_BYTES)
+        if not data:
+            raise SystemExit("This program is started by 'chiplet serve', not by hand.")
+        line += data
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    _end_with_parent_at_once()
+    settings = msgspec.json.decode(line, type=ChildSettings)
+    configure_logging(settings.config.log.log_level)
+    return settings
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error from `level` on; a program that set up logging keeps its own."""
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+
+
+def explain_failure(error: Exception) -> Failed:
+    """Last words for an error that ends a child process."""
+    if isinstance(error, ConfigError):
+        return Failed(error.problem, error.remedy)
+    if isinstance(error, ChipletError):
+        return Failed(str(error))
+    logging.getLogger(__name__).debug("What ended this process:", exc_info=error)
+    return Failed(
+        f"The engine could not start: {type(error).__name__}: {error}",
+        "See the traceback with '--log-level debug'.",
+    )
+
+
+def _end_with_parent() -> None:
+    while os.read(STDIN, _READ_BYTES):
+        pass
+    os._exit(1)
+
+
+def _end_with_parent_at_once() -> None:
+    # The thread above needs the interpreter, which a long native call may hold; the kernel does
+    # not. Only Linux has this.
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,196 @@
+"""The engine process's loop: take requests, step while there is work, sleep otherwise."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from chiplet.config import EngineConfig
+from chiplet.errors import QueueFull, RequestError
+from chiplet.ipc.messages import (
+    Abort,
+    AddRequest,
+    AnswerOpened,
+    EngineReady,
+    Refused,
+    Stats,
+    StepTokens,
+    ToEngine,
+    unpack_token_ids,
+)
+from chiplet.ipc.sockets import Inbox, Outbox
+from chiplet.request import Request, RequestLimits, RequestOutput
+from chiplet.scheduler.stats import SchedulerStats
+from chiplet.server.child import (
+    DETOKENIZER_SOCKET,
+    ENGINE_SOCKET,
+    SERVER_SOCKET,
+    begin_child,
+    explain_failure,
+)
+
+STATS_INTERVAL_S = 0.1
+"""Statistics of a busy engine are sent at most this often."""
+
+logger = logging.getLogger(__name__)
+
+
+class ServedEngine(Protocol):
+    """What the loop needs of an engine; `chiplet.engine.Engine` is one."""
+
+    @property
+    def has_work(self) -> bool:
+        """Some request is waiting or running, or some output is not yet delivered."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Take a request.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request; unknown ones are ignored."""
+        ...
+
+    def step(self) -> list[RequestOutput]:
+        """Advance all requests. Blocks for about one step of the device."""
+        ...
+
+    def stats(self) -> SchedulerStats:
+        """Counters at this moment."""
+        ...
+
+
+StartEngine = Callable[[EngineConfig], tuple[ServedEngine, EngineReady]]
+"""Makes an engine from its settings; takes as long as loading a model does."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSockets:
+    """The engine's three connections."""
+
+    inbox: Inbox[ToEngine]
+    detokenizer: Outbox
+    server: Outbox
+
+    @classmethod
+    def open(cls, directory: Path) -> EngineSockets:
+        """Sockets among those of a generation."""
+        return cls(
+            inbox=Inbox(directory / ENGINE_SOCKET, ToEngine),
+            detokenizer=Outbox(directory / DETOKENIZER_SOCKET),
+            server=Outbox(directory / SERVER_SOCKET),
+        )
+
+    def close(self) -> None:
+        """Close all three."""
+        self.inbox.close()
+        self.detokenizer.close()
+        self.server.close()
+
+
+def run_engine(start: StartEngine) -> int:
+    """Be the engine process; returns its exit code, and only if the engine fails."""
+    settings = begin_child()
+    sockets = EngineSockets.open(Path(settings.directory))
+    try:
+        engine, ready = start(settings.config)
+        sockets.server.send(ready)
+        seeds = random.Random(settings.config.schedule.random_seed)
+        EngineLoop(engine, sockets, ready.limits, seeds).run()
+    except Exception as error:
+        sockets.server.send(explain_failure(error))
+    finally:
+        sockets.close()
+    return 1
+
+
+@dataclass(slots=True)
+class EngineLoop:
+    """Feeds one engine from its socket and sends on what comes out.
+
+    Attributes:
+        limits: what requests the engine can take.
+        seeds: draws seeds for requests without one.
+    """
+
+    engine: ServedEngine
+    sockets: EngineSockets
+    limits: RequestLimits
+    seeds: random.Random
+    _opened: list[AnswerOpened] = field(default_factory=list[AnswerOpened])
+    _closed: list[str] = field(default_factory=list[str])
+    _stats_due_s: float = 0.0
+
+    def run(self) -> None:
+        """Serve until something fails; blocks on the socket while there is nothing to do."""
+        while True:
+            if not self.engine.has_work:
+                self._take(self.sockets.inbox.receive())
+            for message in self.sockets.inbox.pending():
+                self._take(message)
+            outputs = self.engine.step() if self.engine.has_work else []
+            # Statistics go first: whoever has seen an answer's end finds it counted.
+            self._send_stats()
+            self._send_tokens(outputs)
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case AddRequest():
+                self._add(message)
+            case Abort(request_ids=request_ids):
+                for request_id in request_ids:
+                    self.engine.abort(request_id)
+                self._closed += request_ids
+
+    def _add(self, message: AddRequest) -> None:
+        sampling = message.sampling
+        request = self.limits.request(
+            message.request_id,
+            unpack_token_ids(message.prompt),
+            sampling,
+            seed=self.seeds.getrandbits(63),
+            arrival_s=time.monotonic(),
+        )
+        try:
+            self.engine.add(request)
+        except RequestError as error:
+            self.sockets.server.send(_refused(request.request_id, error))
+            return
+        self._opened.append(
+            AnswerOpened(
+                request.request_id,
+                sampling.stop,
+                sampling.skip_special_tokens,
+                sampling.include_stop_in_output,
+                message.continues_prompt,
+            )
+        )
+
+    def _send_tokens(self, outputs: list[RequestOutput]) -> None:
+        if not outputs and not self._closed:
+            return
+        message = StepTokens(tuple(self._opened), tuple(outputs), tuple(self._closed))
+        self.sockets.detokenizer.send(message)
+        self._opened.clear()
+        self._closed.clear()
+
+    def _send_stats(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._stats_due_s and self.engine.has_work:
+            return
+        self._stats_due_s = now_s + STATS_INTERVAL_S
+        self.sockets.server.send(Stats(self.engine.stats()))
+
+
+def _refused(request_id: str, error: RequestError) -> Refused:
+    retry_after_s = error.retry_after_s if isinstance(error, QueueFull) else None
+    return Refused(request_id, str(error), error.code, error.param, retry_after_s)

@@ -1,0 +1,1 @@
+"""The OpenAI API: bodies of requests, shapes of answers."""

@@ -1,0 +1,117 @@
+"""Generation: one engine, one detokenizer, and the sockets that join them to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from chiplet.config import EngineConfig
+from chiplet.errors import ConfigError
+from chiplet.ipc.messages import ChildSettings, ToServer
+from chiplet.ipc.sockets import AsyncInbox, Outbox
+from chiplet.server.child import DETOKENIZER_SOCKET, ENGINE_SOCKET, SERVER_SOCKET
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Unix sockets have no longer names."""
+
+STOP_LIMIT_S = 3.0
+"""How long a child that was told to end may take before it is killed."""
+
+_WATCH_INTERVAL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommands:
+    """How the child processes are started; tests put a fake engine here."""
+
+    engine: tuple[str, ...] = (sys.executable, "-m", "chiplet.server.engine_process")
+    detokenizer: tuple[str, ...] = (sys.executable, "-m", "chiplet.server.detokenizer_process")
+
+
+class Generation:
+    """Child processes and sockets that live and die together.
+
+    Attributes:
+        inbox: what both children send to the server.
+        engine: where requests go.
+    """
+
+    def __init__(self, config: EngineConfig, commands: ChildCommands) -> None:
+        self._directory = _make_directory()
+        self.inbox: AsyncInbox[ToServer] = AsyncInbox(self._directory / SERVER_SOCKET, ToServer)
+        self.engine = Outbox(self._directory / ENGINE_SOCKET)
+        settings = msgspec.json.encode(ChildSettings(str(self._directory), config)) + b"\n"
+        self._children = {
+            "engine": _spawn(commands.engine, settings),
+            "detokenizer": _spawn(commands.detokenizer, settings),
+        }
+
+    async def wait_death(self) -> str:
+        """How the first child to die died, as soon as one has."""
+        while True:
+            for name, child in self._children.items():
+                code = child.poll()
+                if code is not None:
+                    return f"The {name} process ended with {_describe(code)}."
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    def stop(self) -> None:
+        """End both children, close the sockets and remove their folder; may be repeated."""
+        for child in self._children.values():
+            child.terminate()
+        for child in self._children.values():
+            try:
+                child.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            assert child.stdin is not None
+            child.stdin.close()
+        self.inbox.close()
+        self.engine.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _make_directory() -> Path:
+    # mkdtemp makes the folder for its owner alone, so the sockets are never open to others.
+    directory = Path(tempfile.mkdtemp(prefix="chiplet-"))
+    longest = directory / DETOKENIZER_SOCKET
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
+        directory.rmdir()
+        raise ConfigError(
+            f"The folder for temporary files is too deep for sockets: '{longest}' has more than "
+            f"{MAX_SOCKET_PATH_BYTES} bytes.",
+            remedy="Set TMPDIR to a folder with a shorter name, like /tmp.",
+        )
+    return directory
+
+
+def _spawn(command: tuple[str, ...], settings: bytes) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C in the terminal is for the server, which tells the others.
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert child.stdin is not None
+    try:
+        # Standard input stays open; its end tells the child that the server is gone.
+        child.stdin.write(settings)
+        child.stdin.flush()
+    except BrokenPipeError:
+        pass  # Dead already; whoever watches the generation sees it.
+    return child
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,125 @@
+"""Supervisor: keeps a generation of child processes alive behind the port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from chiplet.errors import ConfigError, EngineError, EngineRestarted
+from chiplet.ipc.messages import DetokenizerReady, EngineReady, Failed, Refused, Stats, StepText
+from chiplet.server.engine_client import EngineClient, EngineLink
+from chiplet.server.metrics import Metrics
+from chiplet.server.processes import Generation
+
+MAX_DEATHS = 5
+DEATHS_WINDOW_S = 60.0
+"""So many deaths within this time are a defect that another start will not mend."""
+
+LAST_WORDS_S = 0.2
+"""How long a dead child's last messages may take to arrive."""
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Starts child processes again when one of them dies, and tells the client.
+
+    Args:
+        start: makes a new generation.
+        on_ready: called once, when the first generation is ready.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        metrics: Metrics,
+        *,
+        start: Callable[[], Generation],
+        on_ready: Callable[[EngineReady], None],
+    ) -> None:
+        self._client = client
+        self._metrics = metrics
+        self._start = start
+        self._on_ready = on_ready
+        self._was_ready = False
+        self._deaths_s: deque[float] = deque(maxlen=MAX_DEATHS)
+
+    async def run(self, generation: Generation) -> None:
+        """Serve with one generation after the other, from `generation` on; stops each.
+
+        Raises:
+            ConfigError: the first one never became ready.
+            EngineError: they die too often.
+        """
+        while True:
+            try:
+                failure = await self._follow(generation)
+            finally:
+                generation.stop()
+            self._give_up_if_hopeless(failure)
+            logger.error("%s It is being started again.", failure.message)
+            self._metrics.engine_restarts.inc()
+            generation = self._start()
+
+    async def _follow(self, generation: Generation) -> Failed:
+        """Deal out a generation's messages until it is dead; why it died."""
+        receiving = asyncio.create_task(self._receive(generation))
+        dying = asyncio.create_task(generation.wait_death())
+        try:
+            await asyncio.wait({receiving, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                await asyncio.wait({receiving}, timeout=LAST_WORDS_S)
+            if receiving.done():
+                return receiving.result()
+            return Failed(dying.result())
+        finally:
+            receiving.cancel()
+            dying.cancel()
+            self._client.disconnect(
+                EngineRestarted("The engine died and is being started again; repeat the request.")
+            )
+
+    async def _receive(self, generation: Generation) -> Failed:
+        """Deal out messages until one says that a child cannot go on."""
+        engine: EngineReady | None = None
+        has_detokenizer = False
+        while True:
+            message = await generation.inbox.receive()
+            match message:
+                case StepText():
+                    self._client.take_text(message)
+                case Stats(values=values):
+                    self._metrics.engine.update(values)
+                case Refused():
+                    self._client.take_refusal(message)
+                case Failed():
+                    return message
+                case EngineReady():
+                    engine = message
+                case DetokenizerReady():
+                    has_detokenizer = True
+            if engine is not None and has_detokenizer and not self._client.is_ready:
+                self._connect(generation, engine)
+
+    def _connect(self, generation: Generation, engine: EngineReady) -> None:
+        self._client.connect(EngineLink(generation.engine, engine))
+        if self._was_ready:
+            logger.warning("The engine is ready again.")
+            return
+        self._was_ready = True
+        self._on_ready(engine)
+
+    def _give_up_if_hopeless(self, failure: Failed) -> None:
+        if not self._was_ready:
+            raise ConfigError(failure.message, remedy=failure.remedy)
+        self._deaths_s.append(time.monotonic())
+        if len(self._deaths_s) == MAX_DEATHS and (
+            self._deaths_s[-1] - self._deaths_s[0] <= DEATHS_WINDOW_S
+        ):
+            raise EngineError(
+                f"The engine died {MAX_DEATHS} times within {DEATHS_WINDOW_S:.0f} s; the last "
+                f"time: {failure.message} {failure.remedy}".rstrip()
+            )
