@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from chiplet.sampling_params import SamplingParams
+from chiplet.version import __version__
 
 if TYPE_CHECKING:
     from chiplet.llm import LLM
-
-try:
-    __version__ = version("chiplet")
-except PackageNotFoundError:  # running from a source tree that is not installed
-    __version__ = "0+unknown"
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
 

@@ -14,7 +14,7 @@ from importlib.metadata import Distribution, distributions
 
 import pluggy
 
-from chiplet import __version__, hooks
+from chiplet import hooks
 from chiplet.config import DeviceOptions
 from chiplet.errors import PluginError
 from chiplet.plugins.manifest import (
@@ -27,6 +27,7 @@ from chiplet.plugins.manifest import (
     read_manifest,
 )
 from chiplet.plugins.plugin_set import CORE_DISTRIBUTION, Plugin, PluginSet, Quarantined
+from chiplet.version import __version__
 
 ENTRY_POINT_GROUP = "chiplet.plugins"
 CORE_MODULES = ("chiplet.reference.plugin", "chiplet.models.plugin")
