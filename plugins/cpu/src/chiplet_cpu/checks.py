@@ -1,0 +1,50 @@
+"""Checks for `chiplet doctor`."""
+
+from __future__ import annotations
+
+from chiplet.api import Check, CheckStatus, DeviceProbe
+from chiplet_cpu.host import memory_info, usable_cores
+
+_SMALL_MEMORY_BYTES = 2 << 30
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def run_checks(device: DeviceProbe | None) -> list[Check]:
+    """One line each on cores, instruction sets and memory."""
+    if device is None:
+        return []
+    return [_cores(), _instruction_sets(device), _memory()]
+
+
+def _cores() -> Check:
+    cores = usable_cores()
+    if cores == 1:
+        return Check(
+            "cpu cores",
+            CheckStatus.WARNING,
+            "one core; server and engine will share it",
+            "Give the process more cores.",
+        )
+    return Check("cpu cores", CheckStatus.OK, f"{cores} usable")
+
+
+def _instruction_sets(device: DeviceProbe) -> Check:
+    found = device.facts.get("isa", "")
+    detail = f"{device.name}: {found or 'no notable instruction sets'}"
+    if _BFLOAT16_FLAGS & set(found.split()):
+        return Check("cpu instruction sets", CheckStatus.OK, detail)
+    return Check(
+        "cpu instruction sets",
+        CheckStatus.WARNING,
+        f"{detail}; no bfloat16 arithmetic, so that float32 is preferred",
+        "Nothing is wrong; a processor with AVX512_BF16 or AMX is about twice as fast.",
+    )
+
+
+def _memory() -> Check:
+    memory = memory_info()
+    detail = f"{memory.free_bytes >> 20} of {memory.total_bytes >> 20} MiB free"
+    if memory.free_bytes < _SMALL_MEMORY_BYTES:
+        remedy = "Free memory or raise the container's limit."
+        return Check("cpu memory", CheckStatus.WARNING, detail, remedy)
+    return Check("cpu memory", CheckStatus.OK, detail)

@@ -1,0 +1,56 @@
+"""The CPU platform: main memory, synchronous execution, as many threads as cores."""
+
+from __future__ import annotations
+
+import torch
+
+from chiplet.api import DeviceProbe, Event, MemoryInfo
+from chiplet_cpu.host import memory_info, usable_cores
+
+_FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+class DoneEvent:
+    """An event of a device that does everything at once."""
+
+    def is_done(self) -> bool:
+        """Always true."""
+        return True
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+
+class CpuPlatform:
+    """The host's processors through torch."""
+
+    name = "cpu"
+    torch_device = torch.device("cpu")
+
+    def __init__(self, device: DeviceProbe) -> None:
+        self._instruction_sets = frozenset(device.facts.get("isa", "").split())
+
+    def activate(self) -> None:
+        """One thread per usable core; more would fight over them."""
+        torch.set_num_threads(usable_cores())
+
+    def memory(self) -> MemoryInfo:
+        """Main memory, or what the container leaves of it."""
+        return memory_info()
+
+    def supported_dtypes(self) -> tuple[str, ...]:
+        """bfloat16 first where the processor computes in it."""
+        if self._instruction_sets & _FAST_BFLOAT16:
+            return ("bfloat16", "float32", "float16")
+        return ("float32", "bfloat16", "float16")
+
+    def record_event(self) -> Event:
+        """An event that is done already."""
+        return DoneEvent()
+
+    def synchronize(self) -> None:
+        """Nothing is ever queued."""
+
+    def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy, so that the caller may go on to overwrite the tensor."""
+        return tensor.clone()
