@@ -1,0 +1,33 @@
+"""Conformance: any provider, held against the reference in float64.
+
+    check_attention(provider, request, context, case)
+    check_linear(provider, request, context, num_tokens=7)
+    check_op(provider, request, context)
+
+Each raises AssertionError with what was compared. A provider that refuses a request is checked for
+a reason, and nothing else.
+"""
+
+from chiplet.testing.conformance.attention import (
+    ATTENTION_CASES,
+    AttentionCase,
+    check_attention,
+    check_layout,
+)
+from chiplet.testing.conformance.linear import check_linear
+from chiplet.testing.conformance.ops import check_op
+from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
+from chiplet.testing.conformance.verdict import is_served
+
+__all__ = [
+    "ATTENTION_CASES",
+    "EPSILON",
+    "TORCH_DTYPES",
+    "AttentionCase",
+    "assert_close",
+    "check_attention",
+    "check_layout",
+    "check_linear",
+    "check_op",
+    "is_served",
+]
