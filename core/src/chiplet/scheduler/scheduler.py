@@ -34,6 +34,10 @@ MIN_SHARED_TOKENS = 32
 MIN_SHARED_PAGES = 2
 """A prefix shorter than these is sooner computed twice than waited for."""
 
+GROWTH_TOKENS = 16
+"""Tokens for which a decoding request takes pages at once, so that pages of one token cost no
+more time than larger ones."""
+
 
 class Scheduler:
     """Admits requests, plans steps, takes their results, ends requests."""
@@ -219,12 +223,15 @@ class Scheduler:
         """Get a page for the next token of a request, at the cost of younger ones if need be.
 
         Returns:
-            Slots that must sit this step out, because the page comes only when steps in flight
-            are committed.
+            Slots that must sit this step out: the page comes when steps in flight are committed.
         """
         table = self._table
-        num_tokens = int(table.positions[running.slot]) + 1
-        while not self._kv.extend(running.lease, num_tokens):
+        position = int(table.positions[running.slot])
+        ahead = min(position + GROWTH_TOKENS, int(table.finals[running.slot]))
+        if self._kv.extend(running.lease, ahead):
+            table.num_pages[running.slot] = running.lease.num_pages
+            return set()
+        while not self._kv.extend(running.lease, position + 1):
             if self._draining:
                 return {running.slot}
             youngest = max(table.active(), key=lambda each: each.order)
