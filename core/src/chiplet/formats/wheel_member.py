@@ -80,23 +80,21 @@ def _pip_command() -> list[str]:
 def _download(source: WheelMember, folder: Path, report: Report) -> Path:
     """The wheel, downloaded into `folder`."""
     wanted = f"{source.distribution}=={source.version}"
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    # pip keeps what it has so far in TMPDIR: its length there is the progress, with any version
+    # of pip.
     command = [
+        "env", f"TMPDIR={scratch}",
         *_pip_command(),
         "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input",
         "--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder / "wheel"),
         wanted,
     ]  # fmt: skip
-    scratch = folder / "scratch"
-    scratch.mkdir()
     log_path = folder / "log"
-    # pip keeps what it has so far in TMPDIR: its length there is the progress, with any version
-    # of pip.
-    environment = {**os.environ, "TMPDIR": str(scratch)}
     with (
         log_path.open("wb") as log,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        ) as process,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
     ):
         try:
             while process.poll() is None:

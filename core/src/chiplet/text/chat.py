@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import Any, NoReturn, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from chiplet.errors import ConfigError, RequestError
+from chiplet.errors import RequestError
+from chiplet.text.template import compile_template
 from chiplet.text.tokenizer import Tokenizer
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the model's own words for training; here it only encloses them."""
-
-    tags = {"generation"}  # noqa: RUF012 - the library's own convention
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def apply_chat_template(
@@ -64,58 +48,12 @@ def apply_chat_template(
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        return _compiled(tokenizer.chat_template).render(variables)
+        return compile_template(tokenizer.chat_template).render(variables)
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         # A template is a program: what it trips over is mostly a message it did not expect.
         raise RequestError(
             f"The model's chat template refuses these messages: {error}.", param="messages"
         ) from error
-
-
-def check_chat_template(source: str) -> None:
-    """Raises ConfigError if a template's syntax is wrong."""
-    try:
-        _compiled(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(
-            f"The chat template is wrong in line {error.lineno}: {error.message}.",
-            remedy="Check '--chat-template'.",
-        ) from error
-
-
-@lru_cache(maxsize=4)
-def _compiled(source: str) -> jinja2.Template:
-    # Templates come with checkpoints from anywhere: they may look at nothing but their variables.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    filters = cast(dict[str, Callable[..., Any]], environment.filters)
-    filters["tojson"] = _to_json
-    helpers = cast(dict[str, Callable[..., Any]], environment.globals)
-    helpers["raise_exception"] = _raise_exception
-    helpers["strftime_now"] = _strftime_now
-    return environment.from_string(source)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own escapes HTML, which no model has seen.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _plain_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:

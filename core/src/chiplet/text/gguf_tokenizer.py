@@ -12,10 +12,11 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from chiplet.errors import ModelError
 from chiplet.formats.gguf_file import GgufFile
-from chiplet.text.tokenizer_parts import TokenizerParts, add_at_ends
+from chiplet.text.tokenizer_parts import TokenizerParts
 
 _SPACE = "\u2581"  # stands for a space in sentencepiece vocabularies
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -193,8 +194,11 @@ def _add_ends(backend: Backend, file: GgufFile, roles: dict[str, str]) -> None:
     has_begin = is_sentencepiece or file.text("tokenizer.ggml.pre") in _LLAMA_3_NAMES
     has_begin = file.flag("tokenizer.ggml.add_bos_token", has_begin)
     has_end = file.flag("tokenizer.ggml.add_eos_token", False)
-    add_at_ends(
-        backend,
-        begin=roles.get("bos_token") if has_begin else None,
-        end=roles.get("eos_token") if has_end else None,
+    begin = roles.get("bos_token") if has_begin else None
+    end = roles.get("eos_token") if has_end else None
+    backend.post_processor = TemplateProcessing(
+        single=[text for text in (begin, "$A", end) if text is not None],
+        special_tokens=[
+            (text, backend.token_to_id(text)) for text in (begin, end) if text is not None
+        ],
     )

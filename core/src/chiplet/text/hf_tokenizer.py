@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from chiplet.errors import ModelError
 from chiplet.formats.hf_config import read_json_object
-from chiplet.text.tokenizer_parts import TokenizerParts, add_at_ends
+from chiplet.text.tokenizer_parts import TokenizerParts
 
 _ROLES = (
     "bos_token",
@@ -26,6 +26,9 @@ _ROLES = (
 def read_hf_tokenizer(tokenizer_path: Path) -> TokenizerParts:
     """The tokenizer in a tokenizer.json, with what the files beside it say.
 
+    Its post-processor decides which special tokens stand around a text; 'add_bos_token' and its
+    like in tokenizer_config.json were for making that post-processor.
+
     Raises:
         ModelError: a file is missing or damaged.
     """
@@ -35,13 +38,6 @@ def read_hf_tokenizer(tokenizer_path: Path) -> TokenizerParts:
     roles = _roles(_read_optional(folder / "special_tokens_map.json")) | _roles(config)
     roles = {role: text for role, text in roles.items() if backend.token_to_id(text) is not None}
     backend.add_special_tokens([AddedToken(text, normalized=False) for text in roles.values()])
-    if "add_bos_token" in config or "add_eos_token" in config:
-        # What the config says stands above the post-processor in tokenizer.json.
-        add_at_ends(
-            backend,
-            begin=roles.get("bos_token") if config.get("add_bos_token") else None,
-            end=roles.get("eos_token") if config.get("add_eos_token") else None,
-        )
     return TokenizerParts(backend, roles, _chat_template(folder, config))
 
 

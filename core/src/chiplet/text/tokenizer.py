@@ -11,6 +11,7 @@ from chiplet.formats.gguf_file import read_gguf
 from chiplet.formats.model_files import find_gguf
 from chiplet.text.gguf_tokenizer import read_gguf_tokenizer
 from chiplet.text.hf_tokenizer import read_hf_tokenizer
+from chiplet.text.template import check_template
 from chiplet.text.token_bytes import find_spelling
 from chiplet.text.tokenizer_parts import TokenizerParts
 
@@ -65,9 +66,9 @@ class Tokenizer:
         """
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
+        except TypeError as error:  # what the library says to a text that is not valid Unicode
             raise RequestError(
-                f"The text has a lone surrogate at character {error.start}; allowed: valid Unicode."
+                "The text has half of a surrogate pair; allowed: valid Unicode."
             ) from error
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -116,7 +117,7 @@ def load_tokenizer(
 
     Raises:
         ModelError: there is no tokenizer, or one of an unsupported kind.
-        ConfigError: the chat template cannot be read.
+        ConfigError: the chat template cannot be read, or is wrong.
     """
     parts = _read_parts(Path(tokenizer_path).expanduser() if tokenizer_path else model_path)
     if chat_template is not None:
@@ -140,8 +141,10 @@ def _read_parts(path: Path) -> TokenizerParts:
 
 def _read_template(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Cannot read the chat template {path}: {error}.", remedy="Check '--chat-template'."
         ) from error
+    check_template(source)
+    return source

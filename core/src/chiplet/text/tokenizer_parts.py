@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +21,3 @@ class TokenizerParts:
     backend: Backend
     special_tokens: Mapping[str, str]
     chat_template: str | None
-
-
-def add_at_ends(backend: Backend, *, begin: str | None, end: str | None) -> None:
-    """Makes a backend put these special tokens around each text.
-
-    Mutates: `backend`.
-    """
-    pieces = [text for text in (begin, "$A", end) if text is not None]
-    known = [(text, backend.token_to_id(text)) for text in (begin, end) if text is not None]
-    backend.post_processor = TemplateProcessing(single=pieces, special_tokens=known)
