@@ -1,0 +1,156 @@
+"""config.json becomes a ModelConfig, or a refusal that says what is supported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, MistralConfig
+
+from chiplet.config import Dtype, RopeScaling
+from chiplet.errors import ModelError
+from chiplet.formats.hf_config import read_hf_config
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "torch_dtype": "bfloat16",
+}
+LLAMA_3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def _write(folder: Path, **changes: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(LLAMA | changes))
+    return path
+
+
+def test_defaults_are_those_of_the_family(tmp_path: Path) -> None:
+    config = read_hf_config(_write(tmp_path))
+    assert config.num_kv_heads == 4
+    assert config.head_dim == 16
+    assert config.context_length == 2048
+    assert config.rope_theta == 10000.0
+    assert config.rope_scaling == RopeScaling()
+    assert config.rms_norm_eps == 1e-6
+    assert not config.tie_word_embeddings
+    assert config.sliding_window is None
+    assert config.dtype is Dtype.BFLOAT16
+
+
+def test_a_null_counts_as_absent(tmp_path: Path) -> None:
+    path = _write(tmp_path, head_dim=None, num_key_value_heads=None, rope_scaling=None)
+    assert read_hf_config(path) == read_hf_config(_write(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_llama_3_scaling_in_both_spellings(tmp_path: Path, key: str) -> None:
+    table = dict(LLAMA_3_SCALING)
+    changes: dict[str, object] = {key: table}
+    if key == "rope_parameters":
+        table["rope_theta"] = 500000.0
+    else:
+        changes["rope_theta"] = 500000.0
+    config = read_hf_config(_write(tmp_path, **changes))
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == RopeScaling(
+        kind="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_context_length=8192,
+    )
+
+
+def test_linear_scaling_under_its_old_name(tmp_path: Path) -> None:
+    config = read_hf_config(_write(tmp_path, rope_scaling={"type": "linear", "factor": 2}))
+    assert config.rope_scaling == RopeScaling(kind="linear", factor=2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"sliding_window": 512}, 512), ({"sliding_window": None}, None), ({}, 4096)],
+)
+def test_the_window_of_mistral(
+    tmp_path: Path, changes: dict[str, object], expected: int | None
+) -> None:
+    path = _write(tmp_path, architectures=["MistralForCausalLM"], head_dim=32, **changes)
+    config = read_hf_config(path)
+    assert config.sliding_window == expected
+    assert config.head_dim == 32
+
+
+def test_end_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
+    path = _write(tmp_path, eos_token_id=2, bos_token_id=1)
+    assert read_hf_config(path).eos_token_ids == (2,)
+    assert read_hf_config(path).bos_token_id == 1
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    assert read_hf_config(path).eos_token_ids == (5, 6)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig])
+def test_what_transformers_saves(tmp_path: Path, kind: type) -> None:
+    theirs = kind(
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, dtype="float16",
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    ours = read_hf_config(tmp_path / "config.json")
+    assert ours.architecture == f"{kind.__name__.removesuffix('Config')}ForCausalLM"
+    assert (ours.vocab_size, ours.num_layers) == (theirs.vocab_size, theirs.num_hidden_layers)
+    assert (ours.num_heads, ours.num_kv_heads) == (4, 2)
+    assert ours.head_dim == theirs.head_dim
+    assert ours.context_length == theirs.max_position_embeddings
+    assert ours.sliding_window == getattr(theirs, "sliding_window", None)
+    assert (ours.rms_norm_eps, ours.tie_word_embeddings) == (1e-5, True)
+    assert ours.dtype is Dtype.FLOAT16
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["GemmaForCausalLM"]}, "supported: LlamaForCausalLM"),
+        ({"architectures": None, "model_type": "gemma"}, "'gemma' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "supported: default, linear"),
+        ({"hidden_act": "gelu"}, "supported: silu"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"torch_dtype": "float8_e4m3fn"}, "supported: float32, float16, bfloat16"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"num_attention_heads": "4"}, "expected a positive integer"),
+        ({"tie_word_embeddings": 1}, "expected true or false"),
+        ({"eos_token_id": "x"}, "expected a token id"),
+        ({"rope_scaling": dict(LLAMA_3_SCALING, high_freq_factor=1.0)}, "must be above"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
+    ],
+)
+def test_refusals_say_what_is_supported(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        read_hf_config(_write(tmp_path, **changes))
+    assert said in str(caught.value)
+    assert "config.json" in str(caught.value)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for text in ("{", "[]"):
+        path.write_text(text)
+        with pytest.raises(ModelError, match=r"config\.json"):
+            read_hf_config(path)
+    with pytest.raises(ModelError, match="No such file"):
+        read_hf_config(tmp_path / "other.json")
