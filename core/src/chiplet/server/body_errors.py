@@ -56,11 +56,16 @@ def explain_invalid_body(error: RequestValidationError) -> RequestError:
     if first["type"] == "missing":
         param = f"{param}.{location[-1]}" if param else str(location[-1])
         return MissingParameter(f"Missing required parameter: '{param}'.", param=param)
-    # A field of several types has one problem per type, all at the same place.
+    if first["type"] == "extra_forbidden":
+        return UnknownParameter(f"Unknown parameter: '{param}'.", param=param)
+    # A field that takes several types has a problem for each of them, there or within.
+    paths = [_path(each["loc"][1:], error.body) for each in problems]
     reasons = dict.fromkeys(
-        each["msg"] for each in problems if _path(each["loc"][1:], error.body) == param
+        each["msg"] if path == param else f"{path}: {each['msg']}"
+        for path, each in zip(paths, problems, strict=True)
+        if path.startswith(param)
     )
-    message = f"{param}: {' or '.join(reasons)}."
+    message = f"{param}: {'; or '.join(reasons)}."
     if first["type"].endswith("_type") or first["type"].endswith("_parsing"):
         return InvalidType(message, param=param)
     return RequestError(message, param=param)
@@ -88,6 +93,4 @@ def _path(location: Sequence[str | int], body: Any) -> str:
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             path += f"[{part}]"
             here = here[part]
-        else:
-            break
     return path

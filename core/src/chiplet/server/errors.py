@@ -24,7 +24,6 @@ Status, type, code, and when:
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -36,8 +35,6 @@ from starlette.responses import Response
 
 from chiplet.errors import ChipletError, EngineError, EngineRestarted, QueueFull, RequestError
 from chiplet.server.body_errors import explain_invalid_body
-
-logger = logging.getLogger(__name__)
 
 RETRY_AFTER_START_S = 2
 """What clients are told to wait while an engine starts."""
@@ -136,7 +133,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return _plain_http_error(request, error)
 
     async def on_defect(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        # The HTTP server logs the traceback.
         message = f"The server failed at this request: {type(error).__name__}."
         return HttpError(500, ErrorBody(message, "server_error", None, "internal_error")).response()
 

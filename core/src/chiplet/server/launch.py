@@ -119,6 +119,7 @@ class _Launch:
                 ws="none",
                 http="httptools",
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,

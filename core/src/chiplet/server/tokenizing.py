@@ -85,9 +85,9 @@ async def detokenize(service: Service, body: DetokenizeBody) -> DetokenizeAnswer
     """
     engine = service.engine_for(body.model)
     vocab_size = engine.limits.vocab_size
-    if max(body.tokens, default=0) >= vocab_size:
-        raise RequestError(
-            f"tokens has token id {max(body.tokens)}; allowed: 0 to {vocab_size - 1}.",
-            param="tokens",
-        )
+    for token_id in body.tokens:
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"tokens has token id {token_id}; allowed: 0 to {vocab_size - 1}.", param="tokens"
+            )
     return DetokenizeAnswer(service.tokenizer.decode(body.tokens, skip_special_tokens=False))

@@ -49,25 +49,23 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields of the OpenAI API that are not served, with the values that ask for nothing."""
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""A token id that an array of 32-bit integers holds; the engine's limits say which are valid."""
+
 B = TypeVar("B", bound="Body")
 
 
 class Body(BaseModel):
     """What all bodies share: strict types, null means the default, no unknown fields."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        given = {name: value for name, value in body.items() if value is not None}
-        for name, value in given.items():
-            if name not in cls.model_fields:
-                _check_extra(name, value, list(cls.model_fields))
-        return given
+        return {name: value for name, value in body.items() if value is not None}
 
 
 class StreamOptions(Body):
@@ -115,6 +113,16 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool = Field(
         default=False, description="Extension: keep the stop string in the text."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_extras(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        extras = {name: value for name, value in body.items() if name not in cls.model_fields}
+        for name, value in extras.items():
+            _check_extra(name, value, list(cls.model_fields))
+        return {name: value for name, value in body.items() if name not in extras}
 
     def sampling(
         self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
@@ -172,8 +180,9 @@ class ChatMessage(Body):
     content: str | list[ContentPart] | None = None
     name: str | None = Field(default=None, description="Accepted; not shown to the model.")
     refusal: str | None = Field(default=None, description="Accepted as content of an assistant.")
-    tool_calls: list[Any] = Field(default_factory=list[Any], max_length=0)
-    annotations: list[Any] = Field(default_factory=list[Any])
+    annotations: list[Any] = Field(default_factory=list[Any], description="Accepted likewise.")
+    tool_calls: list[Any] = Field(default_factory=list[Any], description="Only an empty list.")
+    tool_call_id: str | None = Field(default=None, description="Of tools, which are not served.")
 
 
 class ChatBody(GenerationBody):
@@ -257,7 +266,7 @@ class CompletionBody(GenerationBody):
 
 
 def _check_extra(name: str, value: Any, known: Sequence[str]) -> None:
-    if name in NO_EFFECT:
+    if value is None or name in NO_EFFECT:
         return
     if name not in REFUSED:
         raise unknown_parameter(name, known)

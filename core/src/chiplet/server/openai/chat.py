@@ -70,11 +70,12 @@ def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 
 def _role(message: ChatMessage, index: int) -> str:
-    if message.role in ("tool", "function"):
+    if message.role in ("tool", "function") or message.tool_calls:
+        field = "tool_calls" if message.tool_calls else "role"
         raise UnsupportedParameter(
-            f"messages[{index}] has the role '{message.role}'; tools are not served. Allowed: "
-            "system, developer, user, assistant.",
-            param=f"messages[{index}].role",
+            f"messages[{index}].{field} is of a tool; tools are not served. Allowed: texts of "
+            "system, developer, user and assistant.",
+            param=f"messages[{index}].{field}",
         )
     # The newer name of the same role; templates know the older one.
     return "system" if message.role == "developer" else message.role
