@@ -53,6 +53,7 @@ def load_transformers(model_path: Path, dtype: str, device: str) -> Transformers
             remedy="Install it: pip install transformers accelerate gguf",
         ) from None
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     is_file = model_path.is_file()
     arguments = {"gguf_file": model_path.name} if is_file else {}
     folder = model_path.parent if is_file else model_path
