@@ -205,13 +205,23 @@ class LLM:
             EngineError: the engine failed on a request.
         """
         batch: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        return self._complete(batch, params, progress=progress, is_chat=False)
+
+    def _complete(
+        self,
+        batch: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        progress: bool,
+        is_chat: bool,
+    ) -> list[Completion]:
         each_params = _params_of(batch, params)
         encoded = [
             self._encode(prompt, sampling)
             for prompt, sampling in zip(batch, each_params, strict=True)
         ]
         opened = [
-            [self._submit(prompt, each) for each in unfold(sampling)]
+            [self._submit(prompt, each, is_chat=is_chat) for each in unfold(sampling)]
             for prompt, sampling in zip(encoded, each_params, strict=True)
         ]
         answers = [each for group in opened for each in group]
@@ -235,7 +245,8 @@ class LLM:
         Raises:
             RequestError: the template refuses the messages, or the parameters are wrong.
         """
-        return self.generate([self._chat_prompt(messages)], params)[0]
+        prompt = self._chat_prompt(messages)
+        return self._complete([prompt], params, progress=False, is_chat=True)[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """Continue one prompt, step by step; leaving the loop early ends the answer.
@@ -244,17 +255,13 @@ class LLM:
             RequestError: the prompt or its parameters are wrong, or `n` is not 1.
             EngineError: the engine failed on the request.
         """
-        sampling = params or SamplingParams()
-        if sampling.n != 1:
-            raise RequestError(f"n is {sampling.n}; a stream has one answer.", param="n")
-        answer = self._submit(self._encode(prompt, sampling), sampling)
-        return self._stream(answer)
+        return self._stream(prompt, params, is_chat=False)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[StreamDelta]:
         """Answer a conversation, step by step; see `stream`."""
-        return self.stream(self._chat_prompt(messages), params)
+        return self._stream(self._chat_prompt(messages), params, is_chat=True)
 
     def close(self) -> None:
         """End all open answers and let go of the model's memory."""
@@ -282,7 +289,7 @@ class LLM:
         self._facts.limits.check(array, sampling)
         return array
 
-    def _submit(self, prompt: TokenIds, sampling: SamplingParams) -> _OpenAnswer:
+    def _submit(self, prompt: TokenIds, sampling: SamplingParams, *, is_chat: bool) -> _OpenAnswer:
         request = self._facts.limits.request(
             f"offline-{next(self._request_ids)}",
             prompt,
@@ -294,6 +301,7 @@ class LLM:
             stop=sampling.stop,
             skip_special_tokens=sampling.skip_special_tokens,
             include_stop_in_output=sampling.include_stop_in_output,
+            keeps_leading_space=not is_chat,
         )
         answer = _OpenAnswer(
             request.request_id,
@@ -324,7 +332,16 @@ class LLM:
                 done = sum(each.finish_reason is not None for each in answers)
                 bar.update(task, completed=done)
 
-    def _stream(self, answer: _OpenAnswer) -> Iterator[StreamDelta]:
+    def _stream(
+        self, prompt: Prompt, params: SamplingParams | None, *, is_chat: bool
+    ) -> Iterator[StreamDelta]:
+        sampling = params or SamplingParams()
+        if sampling.n != 1:
+            raise RequestError(f"n is {sampling.n}; a stream has one answer.", param="n")
+        answer = self._submit(self._encode(prompt, sampling), sampling, is_chat=is_chat)
+        return self._deltas(answer)
+
+    def _deltas(self, answer: _OpenAnswer) -> Iterator[StreamDelta]:
         num_given = 0
         try:
             while answer.finish_reason is None:

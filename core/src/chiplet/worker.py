@@ -49,7 +49,7 @@ class EngineFacts:
 
     Attributes:
         model_name: name under which clients ask for it.
-        device: like 'cpu:0 (AMD EPYC)'.
+        device: type, index and product name.
         dtype: of weights and activations.
         limits: what requests it can take.
         banner: lines for people: device, plugins, warnings.
