@@ -18,6 +18,7 @@ from chiplet.api import (
     Yes,
 )
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.discovery import normalized
 from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def gather_candidates(
 ) -> Mapping[str, tuple[Candidate, ...]]:
     """Providers of every plugin for a device, by family.
 
-    A plugin whose hook raises is left out with a warning, unless it is one of `explicit`.
+    A plugin whose hook raises is left out with a warning, unless it is one of `explicit`, which
+    has normalized names of distributions.
 
     Raises:
         ConfigError: two plugins offer a provider of the same name.
@@ -115,7 +117,7 @@ def _offers(
         )
     except Exception as error:
         text = f"Hook {family} of {plugin.distribution} raised {type(error).__name__}: {error}."
-        if plugin.distribution in explicit:
+        if normalized(plugin.distribution) in explicit:
             remedy = f"Update {plugin.distribution}, or do not ask for it."
             raise PluginError(text, remedy=remedy) from error
         logger.warning("%s Its providers are left out.", text)

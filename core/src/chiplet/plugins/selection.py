@@ -34,6 +34,7 @@ from chiplet.plugins.candidates import (
     summary_of,
 )
 from chiplet.plugins.device import ChosenDevice
+from chiplet.plugins.discovery import normalized
 from chiplet.plugins.pins import parse_pins
 from chiplet.plugins.plan import Choice, Rejection, SelectionPlan
 from chiplet.plugins.plugin_set import PluginSet
@@ -70,7 +71,7 @@ class Selector:
         self._is_reference_platform = chosen.plugin_name == plugin_set.reference.distribution
         self._context = BuildContext(chosen.platform)
         self._candidates = gather_candidates(
-            plugin_set, chosen.probe, explicit=frozenset(options.plugins)
+            plugin_set, chosen.probe, explicit=frozenset(map(normalized, options.plugins))
         )
         self._pins = parse_pins(options)
         self._bindings: dict[Request, _Binding] = {}
