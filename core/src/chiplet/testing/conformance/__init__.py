@@ -8,6 +8,7 @@ Each raises AssertionError with what was compared. A provider that refuses a req
 a reason, and nothing else.
 """
 
+from chiplet.reference.ops import REFERENCE_OPS
 from chiplet.testing.conformance.attention import (
     ATTENTION_CASES,
     AttentionCase,
@@ -22,6 +23,7 @@ from chiplet.testing.conformance.verdict import is_served
 __all__ = [
     "ATTENTION_CASES",
     "EPSILON",
+    "REFERENCE_OPS",
     "TORCH_DTYPES",
     "AttentionCase",
     "assert_close",
