@@ -2,68 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from chiplet.api import (
-    AttentionProvider,
-    Check,
-    DeviceProbe,
-    HostFacts,
-    LinearProvider,
-    OpProvider,
-    Platform,
-    hookimpl,
-)
+import chiplet.api as api
+from chiplet_cpu import checks, defaults
 from chiplet_cpu import host as this_host
-from chiplet_cpu.checks import run_checks
 
 
-@hookimpl
-def probe(host: HostFacts) -> Sequence[DeviceProbe]:
+@api.hookimpl
+def probe(host: api.HostFacts) -> list[api.DeviceProbe]:
     """The host's processors, as one device."""
     return [this_host.probe_device(host)]
 
 
-@hookimpl
-def platform(device: DeviceProbe) -> Platform:
+@api.hookimpl
+def platform(device: api.DeviceProbe) -> api.Platform:
     """The CPU platform."""
     from chiplet_cpu.platform import CpuPlatform  # noqa: PLC0415
 
     return CpuPlatform(device)
 
 
-@hookimpl
-def attention(device: DeviceProbe) -> Sequence[AttentionProvider]:
+@api.hookimpl
+def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
     """Gather pages, then torch's fused attention."""
-    if device.device_type != "cpu":
-        return []
     from chiplet_cpu.attention.paged import PagedSdpaProvider  # noqa: PLC0415
 
-    return [PagedSdpaProvider()]
+    return [PagedSdpaProvider()] if device.device_type == "cpu" else []
 
 
-@hookimpl
-def linear(device: DeviceProbe) -> Sequence[LinearProvider]:
+@api.hookimpl
+def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
     """Packed oneDNN weights, and plain torch for the rest."""
-    if device.device_type != "cpu":
-        return []
     from chiplet_cpu.linear.onednn import OneDnnProvider  # noqa: PLC0415
     from chiplet_cpu.linear.plain import TorchLinearProvider  # noqa: PLC0415
 
-    return [OneDnnProvider(), TorchLinearProvider()]
+    return [OneDnnProvider(), TorchLinearProvider()] if device.device_type == "cpu" else []
 
 
-@hookimpl
-def ops(device: DeviceProbe) -> Sequence[OpProvider]:
+@api.hookimpl
+def ops(device: api.DeviceProbe) -> list[api.OpProvider]:
     """Operations that torch does better than the reference."""
-    if device.device_type != "cpu":
-        return []
     from chiplet_cpu.ops.provider import TorchOpsProvider  # noqa: PLC0415
 
-    return [TorchOpsProvider()]
+    return [TorchOpsProvider()] if device.device_type == "cpu" else []
 
 
-@hookimpl
-def doctor(device: DeviceProbe | None) -> Sequence[Check]:
+@api.hookimpl
+def config_proposals(config: api.EngineConfig, device: api.DeviceProbe) -> list[api.Proposal]:
+    """Better defaults for main memory."""
+    return defaults.propose(device)
+
+
+@api.hookimpl
+def doctor(device: api.DeviceProbe | None) -> list[api.Check]:
     """Instruction sets, cores and memory."""
-    return run_checks(device)
+    return checks.run_checks(device)
