@@ -1,0 +1,92 @@
+"""Small plugins, written to a folder as an installer would leave them."""
+
+import importlib.metadata
+import itertools
+import sys
+import textwrap
+
+import pytest
+
+from chiplet.plugins import discovery
+
+NUMBERS = itertools.count()
+
+PLATFORM_MANIFEST = """
+name = "{name}"
+kind = "platform"
+device_types = ["{name}"]
+[api]
+platform = ">=0.1,<0.2"
+"""
+
+PROVIDER_MANIFEST = """
+name = "{name}"
+kind = "provider"
+[api]
+attention = ">=0.1,<0.2"
+"""
+
+IMPORTS = """
+from chiplet.api import *
+"""
+
+PLATFORM_HOOKS = """
+@hookimpl
+def probe(host):
+    return [
+        DeviceProbe(device_type="{name}", index=i, name="{name} no. %d" % i, total_memory_bytes=1)
+        for i in range(2)
+    ]
+
+@hookimpl
+def platform(device):
+    # Late, as in any plugin: the probe's process needs no tensor library.
+    from chiplet.reference.platform import ReferencePlatform
+    return ReferencePlatform()
+"""
+
+
+class PluginFolder:
+    """A folder of installed distributions."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def add(self, name, hooks, manifest=PROVIDER_MANIFEST, version="1.2"):
+        """Install distribution `chiplet-NAME`; returns the distribution's name."""
+        package = f"tiny_{name}_{next(NUMBERS)}"
+        folder = self.path / package
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        source = textwrap.dedent(IMPORTS) + textwrap.dedent(hooks).replace("{name}", name)
+        (folder / "plugin.py").write_text(source)
+        if manifest is not None:
+            text = textwrap.dedent(manifest).replace("{name}", name)
+            (folder / "chiplet_plugin.toml").write_text(text)
+        info = self.path / f"chiplet_{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: chiplet-{name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[chiplet.plugins]\n{name} = {package}.plugin\n")
+        return f"chiplet-{name}"
+
+    def add_platform(self, name, hooks=PLATFORM_HOOKS, manifest=PLATFORM_MANIFEST):
+        """Install a platform plugin with two devices."""
+        return self.add(name, hooks, manifest)
+
+    def imported(self):
+        """Names of plugins' modules that were imported."""
+        return [name for name in sys.modules if name.startswith("tiny_") and "plugin" in name]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of plugins, and no others installed."""
+
+    def only_here():
+        return importlib.metadata.distributions(path=[str(tmp_path)])
+
+    monkeypatch.setattr(discovery, "distributions", only_here)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield PluginFolder(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("tiny_")]:
+        del sys.modules[name]
