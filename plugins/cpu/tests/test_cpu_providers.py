@@ -106,6 +106,7 @@ def sampling_inputs(num_rows, vocab, spread, top_k=0, top_p=1.0, min_p=0.0):
 @pytest.mark.parametrize(
     "filters",
     [
+        {},
         {"top_k": 1},
         {"top_k": 50, "top_p": 0.9},
         {"top_k": 300, "top_p": 0.503},
