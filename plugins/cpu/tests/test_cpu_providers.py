@@ -41,7 +41,7 @@ def attention_request(dtype=Dtype.BFLOAT16, page_size=16, window=None):
         num_heads=9,
         num_kv_heads=3,
         head_dim=64,
-        scale=0.125,
+        scale=0.2,
         dtype=dtype,
         kv=KvSpec(num_kv_heads=3, head_dim=64, page_size=page_size, dtype=dtype),
         window=window,
@@ -110,6 +110,7 @@ def sampling_inputs(num_rows, vocab, spread, top_k=0, top_p=1.0, min_p=0.0):
         {"top_k": 1},
         {"top_k": 50, "top_p": 0.9},
         {"top_k": 300, "top_p": 0.503},
+        {"top_k": 300, "top_p": 0.302},
         {"top_k": 5000},
         {"top_p": 0.9},
         {"top_p": 0.999},
@@ -118,7 +119,7 @@ def sampling_inputs(num_rows, vocab, spread, top_k=0, top_p=1.0, min_p=0.0):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("spread", [0.0, 0.3, 6.0])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 6.0])
 def test_sampling_without_a_sort_equals_sampling_with_one(filters, spread):
     inputs = sampling_inputs(24, 9000, spread, **filters)
     different = (sample(*inputs) != REFERENCE_OPS[Op.SAMPLE](*inputs)).sum()

@@ -183,8 +183,9 @@ class Planner:
     ) -> DecodeGroup:
         counts = -(-lengths // self._page_size) - first
         columns = np.arange(counts.max())
-        # A shorter request is filled up with its own first page: whatever another request wrote
-        # cannot reach it, not even as a NaN times zero.
+        # A shorter request is filled up with its own first page, which is mostly written in full:
+        # few rows need clearing, and what another request wrote cannot reach it, not even as a
+        # NaN times zero.
         is_own = columns < counts[:, None]
         page_index = first[:, None] + np.where(is_own, columns, 0)
         gathered = np.take_along_axis(pages, page_index, axis=1).astype(np.int64)
