@@ -14,7 +14,7 @@ from chiplet.formats.rope_factors import find_llama3_scaling
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of factors that divide the rotary frequencies, in Llama 3 files."""
 
-_DTYPES = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16}
+_DTYPES = {"F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 # Tokens that end a turn by their name, whichever of them the file calls its end token.
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>")
 
@@ -176,8 +176,12 @@ def _eos_token_ids(file: GgufFile) -> tuple[int, ...]:
 
 
 def _dtype(file: GgufFile) -> Dtype:
-    """The type that most elements were saved in; bfloat16 for quantised ones."""
+    """The type that most elements were saved in; for quantised ones, the one that loses nothing.
+
+    A quantised weight is a small integer times a float16 scale, plus an offset, which float32
+    holds and bfloat16 would round once more.
+    """
     elements: Counter[Dtype] = Counter()
     for tensor in file.tensors:
-        elements[_DTYPES.get(tensor.type.name, Dtype.BFLOAT16)] += tensor.num_elements
+        elements[_DTYPES.get(tensor.type.name, Dtype.FLOAT32)] += tensor.num_elements
     return elements.most_common(1)[0][0]
