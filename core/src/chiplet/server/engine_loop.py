@@ -132,6 +132,7 @@ class EngineLoop:
 
     def run(self) -> None:
         """Serve until something fails; blocks on the socket while there is nothing to do."""
+        self._send_stats()
         while True:
             if not self.engine.has_work:
                 self._take(self.sockets.inbox.receive())

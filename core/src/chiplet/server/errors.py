@@ -20,6 +20,7 @@ Status, type, code, and when:
     500  server_error           internal_error              a defect of the server
     503  engine_error           engine_starting             not ready yet; Retry-After
     503  engine_error           engine_restarted            the engine died; Retry-After
+    503  engine_error           server_stopping             cut off by the server's end; Retry-After
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ class EngineStarting(EngineError):
     """The engine has not been ready yet."""
 
     code = "engine_starting"
+
+
+class EngineStopping(EngineError):
+    """The server was told to stop, and this request took too long to end by itself."""
+
+    code = "server_stopping"
 
 
 class ClientGone(ChipletError):
@@ -100,7 +107,7 @@ def http_error(error: ChipletError) -> HttpError:
         case RequestError():
             body = ErrorBody(str(error), "invalid_request_error", error.param, error.code)
             return HttpError(404 if isinstance(error, UnknownModel) else 400, body)
-        case EngineRestarted() | EngineStarting():
+        case EngineRestarted() | EngineStarting() | EngineStopping():
             body = ErrorBody(str(error), "engine_error", None, error.code)
             return HttpError(503, body, RETRY_AFTER_START_S)
         case EngineError():

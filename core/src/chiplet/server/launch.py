@@ -23,6 +23,7 @@ from chiplet.server.app import API_PATHS, build_app
 from chiplet.server.banner import ready_lines, server_url, starting_line
 from chiplet.server.child import configure_logging
 from chiplet.server.engine_client import EngineClient
+from chiplet.server.errors import EngineStopping
 from chiplet.server.metrics import Metrics
 from chiplet.server.processes import ChildCommands, Generation
 from chiplet.server.service import Service
@@ -37,6 +38,7 @@ else:
 DRAIN_LIMIT_S = 20
 """How long open requests may take to end after the server was told to stop."""
 
+DRAIN_POLL_S = 0.25
 KEEP_ALIVE_S = 75
 """Longer than most proxies keep theirs, so that it is not the server who closes first."""
 
@@ -123,14 +125,16 @@ class _Launch:
                 access_log=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=DRAIN_LIMIT_S,
+                timeout_graceful_shutdown=DRAIN_LIMIT_S + 5,
             )
         )
         supervising = asyncio.create_task(supervisor.run(generation))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        draining = asyncio.create_task(limit_drain(server, client))
         await asyncio.wait({supervising, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
+        draining.cancel()
         if supervising.done():
             await supervising
         else:
@@ -141,6 +145,14 @@ class _Launch:
         has_key = self.options.api_key is not None
         for line in ready_lines(engine, self.url, paths=API_PATHS, has_key=has_key):
             print(line, flush=True)
+
+
+async def limit_drain(server: uvicorn.Server, client: EngineClient) -> None:
+    """End what is still open when the server was told to stop some time ago."""
+    while not server.should_exit:
+        await asyncio.sleep(DRAIN_POLL_S)
+    await asyncio.sleep(DRAIN_LIMIT_S)
+    client.disconnect(EngineStopping("The server is stopping; repeat the request elsewhere."))
 
 
 def _listen(options: ServerOptions) -> socket.socket:

@@ -16,6 +16,9 @@ from chiplet.server.metrics import Metrics
 
 logger = logging.getLogger("chiplet.requests")
 
+POLLED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+"""Machines ask here every few seconds; the log is for what people want."""
+
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """Probes carry no key."""
 
@@ -71,7 +74,7 @@ class CountRequests:
             # A client could invent any number of paths; each label costs memory for ever.
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.http_requests.labels(path, str(status)).inc()
-            if self._logs:
+            if self._logs and scope["path"] not in POLLED_PATHS:
                 self._log(scope, status, time.monotonic() - started_s)
 
     def _log(self, scope: Scope, status: int, total_s: float) -> None:
