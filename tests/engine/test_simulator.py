@@ -178,7 +178,7 @@ class Simulation:
         assert output.stop_token_id == (answer[-1] if is_stop else None)
 
 
-def simulate(setting: Setting, num_steps: int, seed: int) -> SchedulerStats:
+def check_simulation(setting: Setting, num_steps: int, seed: int) -> SchedulerStats:
     simulation = Simulation(setting, seed)
     stats = simulation.run(num_steps)
     assert not simulation.engine.has_work, "requests never ended"
@@ -191,7 +191,7 @@ def simulate(setting: Setting, num_steps: int, seed: int) -> SchedulerStats:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_random_traffic(setting: Setting) -> None:
-    runs = [simulate(setting, 210, seed) for seed in range(4)]
+    runs = [check_simulation(setting, 210, seed) for seed in range(4)]
     assert sum(stats.total_retractions for stats in runs) > 0
     assert sum(stats.total_finished for stats in runs) > 50
     if setting.radix_cache:
@@ -204,4 +204,4 @@ def test_random_traffic(setting: Setting) -> None:
 @pytest.mark.slow
 def test_a_hundred_thousand_random_steps() -> None:
     for index, setting in enumerate(SETTINGS * 10):
-        simulate(setting, 420, seed=1000 + index)
+        check_simulation(setting, 420, seed=1000 + index)

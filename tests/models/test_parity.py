@@ -64,10 +64,21 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Modu
     return folder, make_checkpoint("llama3-rope", folder)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
+@pytest.mark.parametrize(
+    ("num_requests", "chunk"),
+    [
+        (1, 1),
+        (1, 7),
+        (1, 64),
+        (1, 4096),
+        pytest.param(32, 1, marks=pytest.mark.slow),
+        pytest.param(32, 7, marks=pytest.mark.slow),
+        (32, 64),
+        (32, 4096),
+    ],
+)
 @pytest.mark.parametrize("page_size", [1, 16])
 @pytest.mark.parametrize("radix_cache", [True, False])
-@pytest.mark.parametrize("num_requests", [1, 32])
 def test_however_the_work_is_cut_up(
     llama: tuple[Path, torch.nn.Module],
     chunk: int,

@@ -102,7 +102,9 @@ def test_frequencies_follow_the_filtered_distribution(
 ) -> None:
     picked = _draw(PROBS, EVENLY, **settings)  # type: ignore[arg-type]
     frequency = torch.bincount(picked.long(), minlength=4) / len(EVENLY)
-    torch.testing.assert_close(frequency, torch.tensor(expected, dtype=torch.float32), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        frequency, torch.tensor(expected, dtype=torch.float32), atol=2e-3, rtol=0
+    )
 
 
 def test_top_k_keeps_exactly_k_of_equals() -> None:

@@ -127,7 +127,8 @@ class AttentionImpl(Protocol):
         sees positions 0 to its own (within the window).
 
         Shapes: q `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens, num_kv_heads,
-        head_dim]`, possibly strided, last dimension contiguous; kv as the layout says; returns
+        head_dim]`, possibly strided, last dimension contiguous; kv as the layout says, where rows
+        that nobody wrote may hold anything, NaN included; returns
         `[num_tokens, num_heads, head_dim]`.
         Mutates: `kv`, at the batch's `kv_rows`.
         """

@@ -36,10 +36,14 @@ def page_bytes(attention_layers: Sequence[PagedAttention]) -> int:
 def allocate(
     attention_layers: Sequence[PagedAttention], num_pages: int, device: torch.device
 ) -> KvPool:
-    """Room for pages, zeroed: an implementation may read, though not use, what nobody wrote."""
+    """Room for pages.
+
+    Rows that nobody wrote may hold anything: filling a large pool would take longer than the rest
+    of a start, and touch memory that may never be needed.
+    """
     layouts = {layer.request.group: layer.impl.layouts()[0] for layer in attention_layers}
     layers = tuple(
-        torch.zeros(
+        torch.empty(
             layouts[layer.request.group].shape(layer.request.kv, num_pages),
             dtype=torch_dtype(layer.request.kv.dtype),
             device=device,
