@@ -8,7 +8,7 @@ import pytest
 
 from chiplet.config import ScheduleOptions
 from chiplet.engine import Engine
-from chiplet.errors import PromptTooLong
+from chiplet.errors import EngineError, PromptTooLong
 from chiplet.memory.kv_manager import KvManager
 from chiplet.request import FinishReason, Request, RequestOutput
 from chiplet.sampling_params import SamplingParams
@@ -168,6 +168,36 @@ def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(
     request = bench.add("b", [1, 2, 3], max_tokens=20)
     bench.run()
     assert bench.answer("b") == expected(request)
+
+
+@pytest.mark.parametrize("latency", [0, 1])
+@pytest.mark.parametrize("where", ["launches", "steps"])
+def test_an_interrupted_step_leaves_a_sound_engine(latency: int, where: str) -> None:
+    bench = Bench(latency=latency)
+    bench.runner.fail(**{where: [2]}, error=KeyboardInterrupt)
+    bench.add("a", [1, 2, 3], max_tokens=20)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    bench.scheduler.check()
+    request = bench.add("b", [1, 2, 3], max_tokens=20)
+    bench.run()
+    assert bench.reason("a") is FinishReason.ERROR
+    assert bench.answer("b") == expected(request)
+
+
+@pytest.mark.parametrize("latency", [0, 1])
+def test_a_device_fault_ends_the_engine_once_its_outputs_are_out(
+    latency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(latency=latency)
+    bench.runner.fail(steps=[2], error=EngineError)
+    bench.add("a", [1, 2, 3], max_tokens=20)
+    with caplog.at_level(logging.CRITICAL), pytest.raises(EngineError, match="as it was told"):
+        bench.run()
+    assert bench.reason("a") is FinishReason.ERROR
+    assert bench.engine.has_work, "whoever asks learns of the fault again"
+    with pytest.raises(EngineError, match="as it was told"):
+        bench.engine.step()
 
 
 def test_a_failed_step_leaves_requests_of_other_steps_alone() -> None:

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
+from chiplet.errors import EngineError
 from chiplet.request import Request, RequestOutput
 from chiplet.scheduler.scheduler import Scheduler
 from chiplet.scheduler.stats import SchedulerStats
@@ -29,11 +30,13 @@ class Engine:
         self._in_flight: deque[_Launched] = deque()
         # Outputs that no step brought, until the next call of `step`.
         self._outputs: list[RequestOutput] = []
+        # The device failed; nothing can run on it any more.
+        self._fault: EngineError | None = None
 
     @property
     def has_work(self) -> bool:
-        """Some request has not ended, or some output is not yet delivered."""
-        return self._scheduler.has_work or bool(self._outputs)
+        """Some request has not ended, or an output or a fault is not yet delivered."""
+        return self._scheduler.has_work or bool(self._outputs) or self._fault is not None
 
     def stats(self) -> SchedulerStats:
         """Counts at this moment."""
@@ -57,7 +60,13 @@ class Engine:
         """Launch the next step, then wait for the one before it; what became known.
 
         Blocks for about one step of the device.
+
+        Raises:
+            EngineError: the device failed. The call before gave the last outputs of the step that
+                failed; this engine is of no use any more.
         """
+        if self._fault is not None:
+            raise self._fault
         is_ahead = self._launch_next()
         # The step just launched stays in flight, unless the device is done with it already.
         while len(self._in_flight) > is_ahead or self._is_next_done():
@@ -71,23 +80,33 @@ class Engine:
             return False
         try:
             self._in_flight.append(_Launched(plan, self._runner.launch(plan)))
-        except Exception as error:
+        except BaseException as error:
             self._fail(plan, error)
             return False
         return True
 
     def _is_next_done(self) -> bool:
-        return bool(self._in_flight) and self._in_flight[0].pending.is_done()
+        if not self._in_flight:
+            return False
+        try:
+            return self._in_flight[0].pending.is_done()
+        except Exception:
+            return True  # Waiting for it will tell what is wrong.
 
     def _commit_next(self) -> None:
         launched = self._in_flight.popleft()
         try:
             result = launched.pending.wait()
-        except Exception as error:
+        except BaseException as error:
             self._fail(launched.plan, error)
         else:
             self._outputs += self._scheduler.commit(result)
 
-    def _fail(self, plan: StepPlan, error: Exception) -> None:
-        _log.error("Step %d failed: %s", plan.step_id, error, exc_info=error)
+    def _fail(self, plan: StepPlan, error: BaseException) -> None:
+        """End the requests of a step; lets out what was not meant for the step, like Ctrl-C."""
         self._outputs += self._scheduler.fail(plan, f"{type(error).__name__}: {error}")
+        if not isinstance(error, Exception):
+            raise error
+        _log.error("Step %d failed: %s", plan.step_id, error, exc_info=error)
+        if isinstance(error, EngineError):
+            self._fault = self._fault or error

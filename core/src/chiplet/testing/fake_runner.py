@@ -10,12 +10,11 @@ what it should have been.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chiplet.errors import EngineError
 from chiplet.request import Request, TokenIds
 from chiplet.sampling_params import SamplingParams
 from chiplet.step import Int32s, LogprobRows, StepPlan, StepResult
@@ -64,11 +63,13 @@ def fake_logprobs(token_ids: Sequence[int], num_top: int, vocab_size: int) -> Lo
 class FakePendingStep:
     """A step in flight; see `chiplet.step.PendingStep`."""
 
-    def __init__(self, runner: FakeRunner, plan: StepPlan, num_polls: int, *, fails: bool) -> None:
+    def __init__(
+        self, runner: FakeRunner, plan: StepPlan, num_polls: int, error: BaseException | None
+    ) -> None:
         self._runner = runner
         self._plan = plan
         self._num_polls_left = num_polls
-        self._fails = fails
+        self._error = error
 
     def is_done(self) -> bool:
         """False the first times it is asked, as often as the runner's latency says."""
@@ -78,8 +79,8 @@ class FakePendingStep:
     def wait(self) -> StepResult:
         """Run the step and give its result."""
         result = self._runner.finish(self._plan)
-        if self._fails:
-            raise EngineError(f"step {self._plan.step_id} failed as it was told to")
+        if self._error is not None:
+            raise self._error
         return result
 
 
@@ -126,22 +127,33 @@ class FakeRunner:
         self._end_token_ids: list[tuple[int, ...]] = [()] * num_slots
         self._failing_launches: Collection[int] = ()
         self._failing_steps: Collection[int] = ()
+        self._make_error: Callable[[str], BaseException] = RuntimeError
         self._in_flight: deque[StepPlan] = deque()
         self.num_launched = 0
 
-    def fail(self, *, launches: Collection[int] = (), steps: Collection[int] = ()) -> None:
+    def fail(
+        self,
+        *,
+        launches: Collection[int] = (),
+        steps: Collection[int] = (),
+        error: Callable[[str], BaseException] = RuntimeError,
+    ) -> None:
         """Make the steps of these ids fail, when they are launched or when they are awaited."""
         self._failing_launches = launches
         self._failing_steps = steps
+        self._make_error = error
 
     def launch(self, plan: StepPlan) -> FakePendingStep:
         """Take a plan."""
         _check_shapes(plan)
         if plan.step_id in self._failing_launches:
-            raise EngineError(f"launch {plan.step_id} failed as it was told to")
+            raise self._make_error(f"launch {plan.step_id} failed as it was told to")
         self._in_flight.append(plan)
         self.num_launched += 1
-        return FakePendingStep(self, plan, self._latency, fails=plan.step_id in self._failing_steps)
+        error = None
+        if plan.step_id in self._failing_steps:
+            error = self._make_error(f"step {plan.step_id} failed as it was told to")
+        return FakePendingStep(self, plan, self._latency, error)
 
     def finish(self, plan: StepPlan) -> StepResult:
         """Run the oldest step in flight, which must be `plan`'s."""
