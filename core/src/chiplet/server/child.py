@@ -58,7 +58,7 @@ def explain_failure(error: Exception) -> Failed:
         return Failed(str(error))
     logging.getLogger(__name__).debug("What ended this process:", exc_info=error)
     return Failed(
-        f"The engine could not start: {type(error).__name__}: {error}",
+        f"The engine failed: {type(error).__name__}: {error}",
         "See the traceback with '--log-level debug'.",
     )
 

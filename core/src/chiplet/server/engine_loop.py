@@ -154,17 +154,17 @@ class EngineLoop:
 
     def _add(self, message: AddRequest) -> None:
         sampling = message.sampling
-        request = self.limits.request(
-            message.request_id,
-            unpack_token_ids(message.prompt),
-            sampling,
-            seed=self.seeds.getrandbits(63),
-            arrival_s=time.monotonic(),
-        )
         try:
+            request = self.limits.request(
+                message.request_id,
+                unpack_token_ids(message.prompt),
+                sampling,
+                seed=self.seeds.getrandbits(64),
+                arrival_s=time.monotonic(),
+            )
             self.engine.add(request)
         except RequestError as error:
-            self.sockets.server.send(_refused(request.request_id, error))
+            self.sockets.server.send(_refused(message.request_id, error))
             return
         self._opened.append(
             AnswerOpened(
