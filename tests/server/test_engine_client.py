@@ -101,6 +101,17 @@ async def test_no_room_is_told_from_never_any_room(wire: Wire) -> None:
     assert len(wire.open(1).request_ids) == 1
 
 
+async def test_what_cannot_be_sent_leaves_nothing_behind(wire: Wire) -> None:
+    prompt = np.array([5], np.int32)
+    sound = WantedAnswer(prompt, SamplingParams(), True)
+    sampling = SamplingParams()
+    object.__setattr__(sampling, "top_k", 2**70)  # past the checks, which refuse it
+    with pytest.raises(OverflowError):
+        wire.client.open([sound, WantedAnswer(prompt, sampling, True)])
+    assert list(wire.inbox.pending()) == []
+    wire.open(4)  # all the room there is
+
+
 async def test_a_refusal_ends_the_whole_request(wire: Wire) -> None:
     stream = wire.open(2)
     wire.client.take_refusal(Refused(stream.request_ids[0], "full", "queue_full", None, 3))

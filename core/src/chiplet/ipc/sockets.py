@@ -29,9 +29,10 @@ class Outbox:
         self._socket.connect(_address(path))
         self._encoder = msgspec.msgpack.Encoder()
 
-    def send(self, message: msgspec.Struct) -> None:
-        """Queue one message."""
-        self._socket.send(self._encoder.encode(message))
+    def send(self, *messages: msgspec.Struct) -> None:
+        """Queue messages: all of them, or none if one cannot be encoded."""
+        for data in [self._encoder.encode(message) for message in messages]:
+            self._socket.send(data)
 
     def close(self) -> None:
         """Close; what is queued still leaves if the reader takes it soon."""

@@ -111,10 +111,17 @@ class EngineClient:
         request_ids = tuple(f"{number}.{index}" for index in range(len(wanted)))
         num_prompt_tokens = sum(len(each.prompt) for each in wanted)
         stream = AnswerStream(request_ids, num_prompt_tokens, self._abort)
-        for index, (request_id, each) in enumerate(zip(request_ids, wanted, strict=True)):
+        outbox.send(
+            *(
+                AddRequest(
+                    request_id, pack_token_ids(each.prompt), each.sampling, each.continues_prompt
+                )
+                for request_id, each in zip(request_ids, wanted, strict=True)
+            )
+        )
+        # Known only once they are on their way: what cannot be sent leaves nothing behind.
+        for index, request_id in enumerate(request_ids):
             self._answers[request_id] = _OpenAnswer(stream, index)
-            prompt = pack_token_ids(each.prompt)
-            outbox.send(AddRequest(request_id, prompt, each.sampling, each.continues_prompt))
         return stream
 
     def take_text(self, step: StepText) -> None:
