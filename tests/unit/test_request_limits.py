@@ -55,6 +55,20 @@ def test_what_does_not_fit_is_refused_with_numbers() -> None:
     LIMITS.check(np.ones(4, dtype=np.int32), SamplingParams(max_tokens=6))
 
 
+@pytest.mark.parametrize(
+    ("sampling", "param"),
+    [
+        (SamplingParams(min_tokens=10**6), "min_tokens"),
+        (SamplingParams(logprobs=6), "logprobs"),
+        (SamplingParams(prompt_logprobs=6), "prompt_logprobs"),
+    ],
+)
+def test_wishes_beyond_the_model_are_refused(sampling: SamplingParams, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        LIMITS.check(_ids(1), sampling)
+    assert caught.value.param == param
+
+
 def test_answers_of_one_prompt_get_seeds_of_their_own() -> None:
     assert [each.seed for each in unfold(SamplingParams(n=3, seed=5))] == [5, 6, 7]
     assert all(each.n == 1 and each.seed is None for each in unfold(SamplingParams(n=2)))

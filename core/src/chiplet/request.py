@@ -146,6 +146,11 @@ class RequestLimits:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
+    @property
+    def longest_tokens(self) -> int:
+        """Longest prompt and answer together that can be served, in tokens."""
+        return min(self.context_length, self.max_total_tokens)
+
     def check(self, prompt_token_ids: TokenIds, sampling: SamplingParams) -> None:
         """Refuse what cannot be served, before it reaches the engine.
 
@@ -153,7 +158,14 @@ class RequestLimits:
             PromptTooLong: prompt and answer do not fit.
             RequestError: the prompt is empty, or a token id is outside the vocabulary.
         """
-        self._check_length(len(prompt_token_ids), sampling.max_tokens)
+        self._check_length(len(prompt_token_ids), sampling)
+        for param in ("logprobs", "prompt_logprobs"):
+            count = getattr(sampling, param)
+            if count is not None and count > self.vocab_size:
+                raise RequestError(
+                    f"{param} is {count}; the vocabulary has {self.vocab_size} tokens.",
+                    param=param,
+                )
         named_ids = {
             "prompt": (int(prompt_token_ids.min()), int(prompt_token_ids.max())),
             "logit_bias": tuple(sampling.logit_bias),
@@ -167,17 +179,19 @@ class RequestLimits:
                         param=param,
                     )
 
-    def _check_length(self, num_prompt_tokens: int, max_tokens: int | None) -> None:
+    def _check_length(self, num_prompt_tokens: int, sampling: SamplingParams) -> None:
         if num_prompt_tokens == 0:
             raise RequestError("The prompt is empty; it needs one token or more.", param="prompt")
-        longest = min(self.context_length, self.max_total_tokens)
-        needed = num_prompt_tokens + (max_tokens or 1)
-        if needed > longest:
+        longest = self.longest_tokens
+        num_output_tokens = sampling.max_tokens or max(1, sampling.min_tokens)
+        if num_prompt_tokens + num_output_tokens > longest:
+            param = "max_tokens" if sampling.max_tokens else "min_tokens"
             raise PromptTooLong(
                 f"This model's maximum context length is {longest} tokens; the prompt has "
-                f"{num_prompt_tokens} and {max_tokens or 'at least 1'} more are to be generated. "
-                "Shorten the prompt or lower max_tokens.",
-                param="prompt" if num_prompt_tokens >= longest else "max_tokens",
+                f"{num_prompt_tokens} and {'' if sampling.max_tokens else 'at least '}"
+                f"{num_output_tokens} more are to be generated. Shorten the prompt or lower "
+                f"{param}.",
+                param="prompt" if num_prompt_tokens >= longest else param,
             )
 
     def request(
@@ -198,13 +212,13 @@ class RequestLimits:
             seed: used if the client gave none.
             arrival_s: monotonic clock.
         """
-        longest = min(self.context_length, self.max_total_tokens)
         end_token_ids = () if sampling.ignore_eos else self.eos_token_ids
         return Request(
             request_id=request_id,
             prompt_token_ids=prompt_token_ids,
             sampling=replace(
-                sampling, max_tokens=sampling.max_tokens or longest - len(prompt_token_ids)
+                sampling,
+                max_tokens=sampling.max_tokens or self.longest_tokens - len(prompt_token_ids),
             ),
             end_token_ids=frozenset(end_token_ids) | frozenset(sampling.stop_token_ids),
             seed=seed if sampling.seed is None else sampling.seed,

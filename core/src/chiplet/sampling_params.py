@@ -18,14 +18,17 @@ class SamplingParams:
     Attributes:
         temperature: 0 picks the likeliest token; larger values flatten the distribution.
         top_k: sample among the k likeliest tokens; 0 means all.
-        top_p: sample among the likeliest tokens that hold this probability mass together.
+        top_p: sample among the likeliest tokens that hold this probability mass together; the
+            likeliest one is always among them.
         min_p: drop tokens less likely than this fraction of the likeliest one.
         repetition_penalty: above 1 makes tokens of prompt and answer less likely
             (positive logits are divided by it, negative ones multiplied).
         presence_penalty: subtracted once from the logit of each token in the answer so far.
         frequency_penalty: subtracted once per occurrence in the answer so far.
         logit_bias: added to the logits of these token ids.
-        seed: same seed, same tokens, whatever else is in the batch; None draws one.
+        seed: same seed, same draws, whatever else is in the batch; None takes a fresh one. (Matrix
+            products may round differently in another batch; a draw may then fall otherwise where
+            two tokens meet.)
         stop: the answer ends before the first of these strings.
         stop_token_ids: the answer ends with any of these tokens, besides the model's own.
         max_tokens: longest answer in tokens; None means what the context length leaves.
@@ -64,14 +67,14 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "0 to 100")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or more")
-        _check(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
+        _check(0 <= self.top_k < 2**31, "top_k", self.top_k, "0 (all tokens) to 2^31 - 1")
+        _check(0.0 <= self.top_p <= 1.0, "top_p", self.top_p, "0 to 1")
         _check(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "0 to 1")
         _check(
-            0.0 < self.repetition_penalty <= 100.0,
+            0.01 <= self.repetition_penalty <= 100.0,
             "repetition_penalty",
             self.repetition_penalty,
-            "above 0 and at most 100",
+            "0.01 to 100",
         )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
@@ -89,14 +92,14 @@ class SamplingParams:
             "token ids of 0 or more",
         )
         if self.max_tokens is not None:
-            _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+            _check(1 <= self.max_tokens < 2**31, "max_tokens", self.max_tokens, "1 to 2^31 - 1")
             _check(
                 self.min_tokens <= self.max_tokens,
                 "min_tokens",
                 self.min_tokens,
                 f"at most max_tokens ({self.max_tokens})",
             )
-        _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "0 or more")
+        _check(0 <= self.min_tokens < 2**31, "min_tokens", self.min_tokens, "0 to 2^31 - 1")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None:

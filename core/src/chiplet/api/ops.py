@@ -129,9 +129,9 @@ class Sample(Protocol):
     Rows with temperature 0 take the likeliest token. Others: logits are divided by the
     temperature, then tokens are kept that are among the `top_k` likeliest, in the smallest set
     whose mass reaches `top_p` (of what top_k kept), and at least `min_p` times as likely as the
-    likeliest; the token is found where the running sum of kept probabilities, in vocabulary
-    order, first exceeds `uniform` times their total. The result of a row does not depend on
-    other rows.
+    likeliest; the likeliest itself always is. The token is found where the running sum of kept
+    probabilities, in vocabulary order, first exceeds `uniform` times their total. The result of a
+    row does not depend on other rows, and is a token of the vocabulary even for a row of NaN.
     """
 
     def __call__(

@@ -88,6 +88,8 @@ def sample(
     running = torch.softmax(scaled, dim=-1).double().cumsum(dim=-1)
     threshold = uniform.double().unsqueeze(1) * running[:, -1:]
     picked = torch.searchsorted(running, threshold, right=True).squeeze(1)
+    # A row of NaN finds nothing; any token is better than one outside the vocabulary.
+    picked = picked.clamp(max=logits.shape[1] - 1)
     return torch.where(is_greedy, logits.argmax(dim=-1), picked).int()
 
 
@@ -102,6 +104,7 @@ def _kept(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor
     # top_p of 1 keeps everything, whatever rounding does to the running sum.
     is_kept &= (mass_before < top_p.unsqueeze(1)) | (top_p.unsqueeze(1) >= 1)
     is_kept &= probs >= min_p.unsqueeze(1) * probs[:, :1]
+    is_kept[:, 0] = True  # whatever rounding does to a tiny top_p
     return torch.zeros_like(is_kept).scatter(1, order, is_kept)
 
 

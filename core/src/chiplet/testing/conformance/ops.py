@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from chiplet.api import BuildContext, Op, OpProvider, OpRequest
+from chiplet.api import BuildContext, Op, OpImpl, OpProvider, OpRequest
 from chiplet.reference.ops import REFERENCE_OPS
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES, assert_close
 from chiplet.testing.conformance.verdict import is_served
@@ -39,6 +39,8 @@ def check_op(
     for argument, old in zip(moved, before, strict=True):
         if isinstance(argument, Tensor):
             assert torch.equal(argument, old), f"{provider.name}: {request.op} changes an argument"
+    if request.op is Op.SAMPLE:
+        _check_sample_of_nan(provider.build(request, context), context.torch_device)
     reference = REFERENCE_OPS[request.op]
     plain = _as_tuple(reference(*arguments))
     exact = _as_tuple(reference(*map(_widened, arguments)))
@@ -50,6 +52,18 @@ def check_op(
         else:
             _assert_same_ids(result.cpu(), same, what)
     return True
+
+
+def _check_sample_of_nan(sample: OpImpl, device: torch.device) -> None:
+    """A row that a model spoilt gives a token of the vocabulary, and its neighbour is not hurt."""
+    logits = torch.zeros(2, _VOCAB, device=device)
+    logits[0], logits[1, 7] = torch.nan, 50.0
+    ones = torch.ones(2, device=device)
+    for top_k in (0, 5):
+        limits = torch.full((2,), top_k, dtype=torch.int32, device=device)
+        picked = sample(logits, ones, limits, ones, 0 * ones, 0.5 * ones, top_k > 0).tolist()
+        assert 0 <= picked[0] < _VOCAB, f"a row of NaN gave token {picked[0]}"
+        assert picked[1] == 7, f"beside a row of NaN, token {picked[1]} was picked, expected 7"
 
 
 def _assert_same_ids(result: Tensor, expected: Tensor, what: str) -> None:
@@ -111,7 +125,7 @@ def _sample(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
         return torch.tensor(values)[torch.randint(len(values), (n,), generator=random)]
 
     top_k = among(0, 1, 5, 50, 300, _VOCAB, 2 * _VOCAB).int()
-    temperature, top_p = among(0.0, 0.5, 1.0, 3.0), among(0.1, 0.9, 0.99, 1.0)
+    temperature, top_p = among(0.0, 0.5, 1.0, 3.0), among(0.0, 0.1, 0.9, 0.99, 1.0)
     uniform = torch.rand(n, generator=random)
     return logits, temperature, top_k, top_p, among(0.0, 0.05, 0.5), uniform, True
 

@@ -63,7 +63,7 @@ def sample(
     for rows in _parts(is_filtered):
         scaled = logits.index_select(0, rows).div_(temperature[rows].unsqueeze(1))
         picked[rows] = _sample_filtered(scaled, filters.select(rows))
-    return picked.int()
+    return picked.clamp_(max=logits.shape[1] - 1).int()
 
 
 def _parts(is_chosen: Tensor) -> tuple[Tensor, ...]:
@@ -105,6 +105,7 @@ def _sample_among(scaled: Tensor, filters: _Filters, count: int) -> tuple[Tensor
     top_p = filters.top_p.unsqueeze(1)
     is_kept &= (probs.cumsum(dim=-1) - probs < top_p) | (top_p >= 1)
     is_kept &= probs >= filters.min_p.unsqueeze(1) * probs[:, :1]
+    is_kept[:, 0] = True  # whatever rounding does to a tiny top_p
     last_kept = values.gather(1, is_kept.sum(dim=-1, keepdim=True) - 1).squeeze(1)
     is_settled = (last_kept > values[:, -1]) & ((filters.top_k <= count) | (filters.top_k == 0))
     ids, order = ids.sort(dim=-1)
@@ -127,7 +128,9 @@ def _pick(weights: Tensor, uniform: Tensor) -> Tensor:
     # float64, because a running sum over a large vocabulary loses small tokens in float32.
     running = weights.double().cumsum(dim=-1)
     threshold = uniform.double().unsqueeze(1) * running[:, -1:]
-    return torch.searchsorted(running, threshold, right=True).squeeze(1)
+    # A row of NaN finds nothing; any token is better than one outside the vocabulary.
+    picked = torch.searchsorted(running, threshold, right=True).squeeze(1)
+    return picked.clamp_(max=weights.shape[1] - 1)
 
 
 def _pick_among_all(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ def _pick_among_all(probs: Tensor, uniform: Tensor) -> Tensor:
     runs = F.pad(probs, (0, padding)).view(num_rows, -1, _RUN)
     running = runs.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     threshold = uniform.double().unsqueeze(1) * running[:, -1:]
-    run = torch.searchsorted(running, threshold, right=True)
+    run = torch.searchsorted(running, threshold, right=True).clamp_(max=runs.shape[1] - 1)
     before = F.pad(running, (1, 0)).gather(1, run)
     within = runs[torch.arange(num_rows), run.squeeze(1)].double().cumsum(dim=-1)
     # Two roundings of one sum: what is left must not lie past the end of the run.
