@@ -116,6 +116,7 @@ def explain(config: EngineConfig) -> SelectionPlan:
     """
     parts = _assemble(config)
     _make_runner(parts, num_pages=1)
+    parts.selector.seal()
     return parts.selector.plan()
 
 
@@ -157,7 +158,13 @@ def _load(parts: _Assembly) -> None:
         fill_with_random(parts.model, dtype=dtype, device=parts.platform.torch_device)
         return
     with _progress_bar("Loading weights", weight_bytes(parts.model, dtype)) as advance:
-        load_weights(parts.model, parts.checkpoint, dtype=dtype, advance=advance)
+        load_weights(
+            parts.model,
+            parts.checkpoint,
+            dtype=dtype,
+            device=parts.platform.torch_device,
+            advance=advance,
+        )
 
 
 @contextmanager
@@ -175,20 +182,19 @@ def _progress_bar(title: str, total_bytes: int) -> Generator[Callable[[int], Non
 
 def _make_runner(parts: _Assembly, num_pages: int) -> ModelRunner:
     cache, schedule = parts.config.cache, parts.config.schedule
-    device = parts.platform.torch_device
     assert parts.config.model.context_length is not None
     tables = SlotTables(
         num_slots=schedule.max_running_requests,
         max_pages=-(-parts.config.model.context_length // cache.page_size),
         vocab_size=parts.model_config.vocab_size,
-        device=device,
+        platform=parts.platform,
     )
     return ModelRunner(
         parts.model,
-        allocate(parts.model.attention_layers(), num_pages, device),
+        allocate(parts.model.attention_layers(), num_pages, parts.platform.torch_device),
         platform=parts.platform,
         tables=tables,
-        builder=BatchBuilder(tables, page_size=cache.page_size, device=device),
+        builder=BatchBuilder(tables, page_size=cache.page_size, platform=parts.platform),
         sampler=Sampler(parts.selector, tables),
     )
 
@@ -227,9 +233,25 @@ def _activation_bytes(parts: _Assembly) -> int:
     model, schedule = parts.model_config, parts.config.schedule
     num_tokens = schedule.chunked_prefill_size + schedule.max_running_requests
     per_token = 6 * model.hidden_size + 4 * model.intermediate_size
-    layer_bytes = num_tokens * per_token * Dtype(parts.config.model.dtype).size_bytes
-    logit_bytes = schedule.max_running_requests * model.vocab_size * 4
-    return layer_bytes + 6 * logit_bytes
+    size_bytes = Dtype(parts.config.model.dtype).size_bytes
+    layer_bytes = num_tokens * per_token * size_bytes
+    # Sampling: logits twice, a sort and running sums; and what penalties keep per slot.
+    per_logit = 48 + 5
+    logit_bytes = schedule.max_running_requests * model.vocab_size * per_logit
+    prompt_logit_bytes = schedule.chunked_prefill_size * model.vocab_size * size_bytes
+    return layer_bytes + logit_bytes + prompt_logit_bytes
+
+
+def _end_tokens(model: ModelConfig) -> tuple[int, ...]:
+    """The model's end tokens that its vocabulary has."""
+    outside = [each for each in model.eos_token_ids if not 0 <= each < model.vocab_size]
+    if outside:
+        _log.warning(
+            "The checkpoint names end tokens %s outside its vocabulary of %d; they are left out.",
+            outside,
+            model.vocab_size,
+        )
+    return tuple(each for each in model.eos_token_ids if each not in outside)
 
 
 def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
@@ -257,7 +279,7 @@ def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
             context_length=config.model.context_length,
             max_total_tokens=max_total_tokens,
             vocab_size=model.vocab_size,
-            eos_token_ids=model.eos_token_ids,
+            eos_token_ids=_end_tokens(model),
         ),
         banner=banner,
         plan=parts.selector.plan().to_json(),

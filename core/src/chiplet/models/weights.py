@@ -21,6 +21,7 @@ def load_weights(
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype,
+    device: torch.device,
     advance: Callable[[int], None],
 ) -> None:
     """Fill a model from a checkpoint; each tensor is dropped once its layer has packed it.
@@ -29,17 +30,23 @@ def load_weights(
         model: made, without weights.
         checkpoint: where the tensors come from.
         dtype: type in which tensors are asked for.
+        device: where they go.
         advance: called with each tensor's size in the type asked for, in bytes.
 
     Raises:
-        ModelError: a tensor is missing, unexpected or of the wrong shape.
+        ModelError: a tensor is missing, unexpected, there twice or of the wrong shape.
     """
     targets = model.weight_map()
     missing = set(targets)
     unexpected: list[str] = []
     for name, tensor in checkpoint.tensors(dtype):
+        if name in targets and name not in missing:
+            raise ModelError(
+                f"The checkpoint holds tensor '{name}' twice.",
+                remedy="Remove files that do not belong to it, or add the index that names them.",
+            )
         if name in targets:
-            _place(targets, name, tensor)
+            _place(targets, name, tensor, device)
             missing.discard(name)
         elif not _is_ignored(name, targets):
             unexpected.append(name)
@@ -70,10 +77,12 @@ def fill_with_random(model: CausalLM, *, dtype: torch.dtype, device: torch.devic
         else:
             tensor = torch.empty(shape, dtype=dtype, device=device)
             tensor.normal_(std=0.02, generator=generator)
-        _place(targets, name, tensor)
+        _place(targets, name, tensor, device)
 
 
-def _place(targets: WeightMap, name: str, tensor: torch.Tensor) -> None:
+def _place(targets: WeightMap, name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    # Once for all places, so that tied weights stay one tensor.
+    tensor = tensor.to(device)
     for holder, part in targets[name]:
         expected = holder.part_shapes[part]
         if tuple(tensor.shape) != expected:
