@@ -93,9 +93,8 @@ def test_the_window_of_mistral(
 
 
 def test_end_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
-    path = _write(tmp_path, eos_token_id=2, bos_token_id=1)
+    path = _write(tmp_path, eos_token_id=2)
     assert read_hf_config(path).eos_token_ids == (2,)
-    assert read_hf_config(path).bos_token_id == 1
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
     assert read_hf_config(path).eos_token_ids == (5, 6)
 

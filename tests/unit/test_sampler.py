@@ -10,6 +10,7 @@ import torch
 
 from chiplet.api import OpRequest
 from chiplet.reference.ops import REFERENCE_OPS
+from chiplet.reference.platform import ReferencePlatform
 from chiplet.runner.batch_builder import BatchBuilder, SamplingBatch
 from chiplet.runner.sampler import SampledTokens, Sampler
 from chiplet.runner.slots import SlotTables
@@ -17,7 +18,7 @@ from chiplet.sampling_params import SamplingParams
 from chiplet.step import Chunks, PageUpdates, SlotAdmission, StepPlan
 
 VOCAB = 6
-CPU = torch.device("cpu")
+HOST = ReferencePlatform()
 
 
 class ReferenceBindings:
@@ -80,8 +81,8 @@ class Bench:
     """Tables, builder and sampler of four slots."""
 
     def __init__(self) -> None:
-        self.tables = SlotTables(num_slots=4, max_pages=8, vocab_size=VOCAB, device=CPU)
-        self.builder = BatchBuilder(self.tables, page_size=4, device=CPU)
+        self.tables = SlotTables(num_slots=4, max_pages=8, vocab_size=VOCAB, platform=HOST)
+        self.builder = BatchBuilder(self.tables, page_size=4, platform=HOST)
         self.sampler = Sampler(ReferenceBindings(), self.tables)  # type: ignore[arg-type]
 
     def batches(self, plan: StepPlan) -> tuple[Any, SamplingBatch]:

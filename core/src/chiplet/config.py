@@ -313,6 +313,5 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
-    bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: Dtype = Dtype.BFLOAT16

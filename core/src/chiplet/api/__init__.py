@@ -13,7 +13,7 @@ from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
 from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
-from chiplet.api.platform import DeviceProbe, Event, HostFacts, MemoryInfo, Platform
+from chiplet.api.platform import DeviceProbe, DoneEvent, Event, HostFacts, MemoryInfo, Platform
 from chiplet.api.proposals import Check, CheckStatus, Proposal
 from chiplet.api.provider import BuildContext, Provider
 from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
@@ -31,6 +31,7 @@ __all__ = [
     "Check",
     "CheckStatus",
     "DeviceProbe",
+    "DoneEvent",
     "Dtype",
     "EngineConfig",
     "Event",

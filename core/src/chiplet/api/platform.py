@@ -68,6 +68,17 @@ class Event(Protocol):
         ...
 
 
+class DoneEvent:
+    """An event of a device that does everything at once."""
+
+    def is_done(self) -> bool:
+        """Always true."""
+        return True
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+
 class Platform(Protocol):
     """One device of one kind; exactly one is active per worker.
 
@@ -95,8 +106,12 @@ class Platform(Protocol):
         """Mark the end of what is queued now. Never blocks."""
         ...
 
-    def synchronize(self) -> None:
-        """Block until the device has run everything."""
+    def to_device_async(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Start a copy of a host tensor to the device and return it; never waits for the device.
+
+        The caller drops the source at once: whoever still reads it keeps it alive. Where the
+        device is the host, the tensor itself may be returned.
+        """
         ...
 
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:

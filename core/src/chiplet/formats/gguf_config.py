@@ -49,7 +49,6 @@ def read_gguf_config(file: GgufFile) -> ModelConfig:
         attention_bias="blk.0.attn_q.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
         sliding_window=file.integer(_key(file, "attention.sliding_window")),
-        bos_token_id=file.integer("tokenizer.ggml.bos_token_id"),
         eos_token_ids=_eos_token_ids(file),
         dtype=_dtype(file),
     )

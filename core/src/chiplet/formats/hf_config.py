@@ -50,7 +50,6 @@ def read_hf_config(path: Path) -> ModelConfig:
         attention_bias=facts.flag("attention_bias"),
         mlp_bias=facts.flag("mlp_bias"),
         sliding_window=_sliding_window(facts, architecture),
-        bos_token_id=next(iter(facts.token_ids("bos_token_id")), None),
         eos_token_ids=_eos_token_ids(facts),
         dtype=_dtype(facts),
     )

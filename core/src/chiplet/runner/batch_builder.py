@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from chiplet.api import Platform
 from chiplet.forward_batch import ForwardBatch
 from chiplet.runner.packing import HostPacker
 from chiplet.runner.random_numbers import uniforms
@@ -28,7 +28,6 @@ class SamplingBatch:
             `[m] float32`: logit bias, and minus infinity for end tokens that come too early.
         prompt_targets: `[num_prompt_rows] int32`, tokens whose prompt log-probability is wanted;
             their rows follow the sampled ones in the logits.
-        slots_host: `[num_sampled] int32`.
         top_count: alternatives per token that any request wants; None if none wants logprobs.
         prompt_top_count: likewise for prompt tokens.
     """
@@ -44,7 +43,6 @@ class SamplingBatch:
     frequency: Tensor
     adjusted: tuple[Tensor, Tensor, Tensor]
     prompt_targets: Tensor
-    slots_host: Int32s
     is_greedy: bool
     has_filters: bool
     has_penalties: bool
@@ -55,10 +53,10 @@ class SamplingBatch:
 class BatchBuilder:
     """Builds both batches of a step with one copy to the device."""
 
-    def __init__(self, tables: SlotTables, *, page_size: int, device: torch.device) -> None:
+    def __init__(self, tables: SlotTables, *, page_size: int, platform: Platform) -> None:
         self._tables = tables
         self._page_size = page_size
-        self._device = device
+        self._platform = platform
 
     def build(self, plan: StepPlan) -> tuple[ForwardBatch, SamplingBatch]:
         """The tensors of one step.
@@ -69,7 +67,7 @@ class BatchBuilder:
         self._pack_forward(plan, packer)
         sampled = np.flatnonzero(plan.chunks.is_sampled).astype(np.int32)
         self._pack_sampling(plan, sampled, packer)
-        tensors = packer.send(self._device)
+        tensors = packer.send(self._platform)
         return self._forward(plan, tensors), self._sampling(plan, sampled, tensors)
 
     def _pack_forward(self, plan: StepPlan, packer: HostPacker) -> None:
@@ -136,6 +134,7 @@ class BatchBuilder:
         self, plan: StepPlan, sampled: Int32s, tensors: dict[str, Tensor]
     ) -> SamplingBatch:
         tables, slots = self._tables, plan.chunks.slots[sampled]
+        drawn = slots[tables.temperature[slots] > 0]
         wanted = [tables.sampling[slot].logprobs for slot in slots]
         prompt_wanted = (
             [tables.sampling[slot].prompt_logprobs for slot in plan.chunks.slots]
@@ -153,12 +152,11 @@ class BatchBuilder:
                 tensors["adjusted_values"],
             ),
             prompt_targets=tensors["prompt_targets"],
-            slots_host=slots,
-            is_greedy=not tables.temperature[slots].any(),
+            is_greedy=not len(drawn),
             has_filters=bool(
-                tables.top_k[slots].any()
-                or (tables.top_p[slots] < 1).any()
-                or tables.min_p[slots].any()
+                tables.top_k[drawn].any()
+                or (tables.top_p[drawn] < 1).any()
+                or tables.min_p[drawn].any()
             ),
             has_penalties=any(tables.sampling[slot].has_penalties for slot in slots),
             top_count=_largest(wanted),

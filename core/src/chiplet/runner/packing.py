@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chiplet.api import Platform
+
 _ALIGNMENT_BYTES = 16
 
 _TORCH_DTYPES = {
@@ -28,7 +30,7 @@ class HostPacker:
         """Add an array of int32, int64, float32 or bool."""
         self._arrays[name] = np.ascontiguousarray(array)
 
-    def send(self, device: torch.device) -> dict[str, torch.Tensor]:
+    def send(self, platform: Platform) -> dict[str, torch.Tensor]:
         """The arrays as device tensors of the same names, shapes and types."""
         offsets: dict[str, int] = {}
         size = 0
@@ -39,7 +41,7 @@ class HostPacker:
         for name, array in self._arrays.items():
             start = offsets[name]
             staging[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-        on_device = torch.from_numpy(staging).to(device, non_blocking=True)
+        on_device = platform.to_device_async(torch.from_numpy(staging))
         return {
             name: on_device[offsets[name] : offsets[name] + array.nbytes]
             .view(_TORCH_DTYPES[array.dtype])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from chiplet.api import Dtype, Op, OpRequest
 from chiplet.layers.bindings import Bindings
 from chiplet.runner.batch_builder import SamplingBatch
 from chiplet.runner.slots import SlotTables
+
+_PROMPT_ROWS = 64
+"""Prompt positions whose log-probabilities are computed together."""
 
 DeviceLogprobs = tuple[Tensor, Tensor, Tensor]
 """Chosen `[n] float32`, top ids `[n, k] int32`, top `[n, k] float32`, device."""
@@ -59,10 +63,21 @@ class Sampler:
             logprobs = self._top_logprobs(sampled_logits, token_ids, batch.top_count)
         if batch.prompt_top_count is not None and num_prompt_rows:
             prompt_logits = logits[num_sampled : num_sampled + num_prompt_rows]
-            prompt_logprobs = self._top_logprobs(
-                prompt_logits.float(), batch.prompt_targets, batch.prompt_top_count
+            prompt_logprobs = self._prompt_logprobs(
+                prompt_logits, batch.prompt_targets, batch.prompt_top_count
             )
         return SampledTokens(token_ids, logprobs, prompt_logprobs)
+
+    def _prompt_logprobs(self, logits: Tensor, targets: Tensor, k: int) -> DeviceLogprobs:
+        """Some rows at a time: a whole chunk of prompt in float32 may not fit."""
+        pieces = [
+            self._top_logprobs(rows.float(), chosen, k)
+            for rows, chosen in zip(
+                logits.split(_PROMPT_ROWS), targets.split(_PROMPT_ROWS), strict=True
+            )
+        ]
+        chosen, top_ids, top = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return chosen, top_ids, top
 
     def _draw(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         if batch.has_penalties:

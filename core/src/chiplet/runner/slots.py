@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from chiplet.api import Platform
 from chiplet.sampling_params import SamplingParams
 from chiplet.step import PageUpdates, SlotAdmission
 
@@ -25,7 +26,7 @@ class SlotTables:
     """
 
     def __init__(
-        self, *, num_slots: int, max_pages: int, vocab_size: int, device: torch.device
+        self, *, num_slots: int, max_pages: int, vocab_size: int, platform: Platform
     ) -> None:
         self.page_table = np.zeros((num_slots, max_pages), dtype=np.int32)
         self.temperature = np.zeros(num_slots, dtype=np.float32)
@@ -38,9 +39,9 @@ class SlotTables:
         self.seeds = np.zeros(num_slots, dtype=np.uint64)
         self.sampling = [SamplingParams()] * num_slots
         self.end_token_ids: list[tuple[int, ...]] = [()] * num_slots
-        self.last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self.last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=platform.torch_device)
         self._vocab_size = vocab_size
-        self._device = device
+        self._platform = platform
         # Made when the first request with penalties comes: most servers never need them.
         self._is_in_prompt = torch.empty(0)
         self._output_counts = torch.empty(0)
@@ -86,10 +87,12 @@ class SlotTables:
     def _count(self, admission: SlotAdmission) -> None:
         if self._output_counts.numel() == 0:
             shape = (len(self.seeds), self._vocab_size)
-            self._is_in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
-            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
-        prompt = torch.from_numpy(admission.prompt_token_ids.astype(np.int64))
+            device = self._platform.torch_device
+            self._is_in_prompt = torch.zeros(shape, dtype=torch.bool, device=device)
+            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=device)
+        is_in_prompt = np.zeros(self._vocab_size, dtype=np.bool_)
+        is_in_prompt[admission.prompt_token_ids] = True
         counts = np.bincount(admission.output_token_ids, minlength=self._vocab_size)
-        self._is_in_prompt[admission.slot] = False
-        self._is_in_prompt[admission.slot, prompt.to(self._device)] = True
-        self._output_counts[admission.slot] = torch.from_numpy(counts).to(self._device).int()
+        send = self._platform.to_device_async
+        self._is_in_prompt[admission.slot] = send(torch.from_numpy(is_in_prompt))
+        self._output_counts[admission.slot] = send(torch.from_numpy(counts.astype(np.int32)))

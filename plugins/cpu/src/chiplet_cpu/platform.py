@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from chiplet.api import DeviceProbe, Event, MemoryInfo
+from chiplet.api import DeviceProbe, DoneEvent, Event, MemoryInfo
 from chiplet_cpu.host import memory_info, usable_cores
 
 _FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-class DoneEvent:
-    """An event of a device that does everything at once."""
-
-    def is_done(self) -> bool:
-        """Always true."""
-        return True
-
-    def wait(self) -> None:
-        """Returns at once."""
 
 
 class CpuPlatform:
@@ -48,8 +37,9 @@ class CpuPlatform:
         """An event that is done already."""
         return DoneEvent()
 
-    def synchronize(self) -> None:
-        """Nothing is ever queued."""
+    def to_device_async(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself: it is there already."""
+        return tensor
 
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy, so that the caller may go on to overwrite the tensor."""
