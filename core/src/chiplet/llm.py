@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -14,21 +14,19 @@ from typing import Any, Self
 import numpy as np
 from rich.progress import Progress
 
+from chiplet.answers import Answer, Completion, OpenAnswer, StreamDelta
 from chiplet.config import EngineConfig
-from chiplet.errors import EngineError, RequestError
+from chiplet.engine import Engine
+from chiplet.errors import ConfigError, EngineError, RequestError
 from chiplet.formats.catalogue import resolve_model
-from chiplet.request import (
-    FinishReason,
-    RequestOutput,
-    TokenIds,
-    TokenLogprobs,
-    unfold,
-)
+from chiplet.request import TokenIds, unfold
 from chiplet.sampling_params import SamplingParams
 from chiplet.text.answer_text import AnswerText, TextOptions
 from chiplet.text.chat import apply_chat_template
 from chiplet.text.tokenizer import Tokenizer, load_tokenizer
 from chiplet.worker import EngineFacts, start
+
+__all__ = ["LLM", "Answer", "Completion", "Message", "Prompt", "StreamDelta"]
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
@@ -36,104 +34,7 @@ Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """One message of a conversation: 'role' and 'content'."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One answer to one prompt.
-
-    Attributes:
-        text: without the stop string or end token that ended it.
-        token_ids: all tokens picked, the end token included.
-        finish_reason: why it ended.
-        logprobs: one entry per token, if asked for.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprobs, ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """The answers to one prompt.
-
-    Attributes:
-        answers: `n` of them.
-        num_cached_tokens: prompt tokens that did not have to be computed for the first answer.
-        prompt_logprobs: for prompt positions 1 onwards, if asked for.
-    """
-
-    prompt_token_ids: tuple[int, ...]
-    answers: tuple[Answer, ...]
-    num_cached_tokens: int
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None
-
-    @property
-    def text(self) -> str:
-        """Text of the first answer."""
-        return self.answers[0].text
-
-
-@dataclass(frozen=True, slots=True)
-class StreamDelta:
-    """What one step added to a streamed answer.
-
-    Attributes:
-        text: new text, possibly empty.
-        token_ids: new tokens.
-        finish_reason: set on the last one.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-
-
-@dataclass(slots=True, eq=False)
-class _OpenAnswer:
-    """An answer in the making; only LLM changes it."""
-
-    request_id: str
-    text: AnswerText
-    wants_logprobs: bool
-    deltas: list[StreamDelta] = field(default_factory=list[StreamDelta])
-    logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
-    num_cached_tokens: int = 0
-    finish_reason: FinishReason | None = None
-    error: str | None = None
-
-    def take(self, output: RequestOutput) -> bool:
-        """Add what a step brought; True if a stop string ended the answer just now."""
-        delta = self.text.push(
-            output.token_ids,
-            is_last=output.finish_reason is not None,
-            stop_token_id=output.stop_token_id,
-        )
-        self.finish_reason = FinishReason.STOP if delta.is_stopped else output.finish_reason
-        self.logprobs += output.logprobs or ()
-        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
-        self.num_cached_tokens = output.num_cached_tokens
-        self.error = output.error
-        self.deltas.append(StreamDelta(delta.text, output.token_ids, self.finish_reason))
-        return delta.is_stopped and output.finish_reason is None
-
-    def answer(self) -> Answer:
-        """The answer, once it has ended.
-
-        Raises:
-            EngineError: the engine failed on it.
-        """
-        assert self.finish_reason is not None
-        if self.finish_reason is FinishReason.ERROR:
-            raise EngineError(self.error or "The engine failed on this request.")
-        return Answer(
-            text="".join(delta.text for delta in self.deltas),
-            token_ids=tuple(each for delta in self.deltas for each in delta.token_ids),
-            finish_reason=self.finish_reason,
-            logprobs=tuple(self.logprobs) if self.wants_logprobs else None,
-        )
+MAX_INT32 = 2**31 - 1
 
 
 class LLM:
@@ -144,35 +45,25 @@ class LLM:
             print(llm.chat([{"role": "user", "content": "Hello"}]).text)
     """
 
-    def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
+    def __init__(self, model: str | EngineConfig = "smollm2-135m", **options: Any) -> None:
         """Load a model.
 
         Args:
-            model: folder, GGUF file, catalogue name or hub name.
+            model: folder, GGUF file, catalogue name or hub name; or all settings in one value.
             options: settings by the names of their fields, like `device="cpu"`.
 
         Raises:
             ConfigError: a setting, the checkpoint or a plugin is wrong.
         """
-        self._open(EngineConfig.from_options(model=model, **options))
-
-    @classmethod
-    def from_config(cls, config: EngineConfig) -> Self:
-        """Load the model that a configuration describes."""
-        llm = cls.__new__(cls)
-        llm._open(config)
-        return llm
-
-    def _open(self, config: EngineConfig) -> None:
+        config = _config_of(model, options)
         path = resolve_model(config.model.model)
         self._tokenizer = load_tokenizer(
             path, config.model.tokenizer_path, config.model.chat_template
         )
         # Nobody is to be told to come back later: offline, any number may wait.
-        self._engine, self._facts = start(
-            config.replacing("schedule.max_queued_requests", sys.maxsize)
-        )
-        self._open_answers: dict[str, _OpenAnswer] = {}
+        engine, self._facts = start(config.replacing("schedule.max_queued_requests", sys.maxsize))
+        self._engine: Engine | None = engine
+        self._open_answers: dict[str, OpenAnswer] = {}
         self._request_ids = count()
         self._seeds = random.Random(config.schedule.random_seed)
 
@@ -204,8 +95,7 @@ class LLM:
             RequestError: a prompt or its parameters are wrong; nothing has been started.
             EngineError: the engine failed on a request.
         """
-        batch: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
-        return self._complete(batch, params, progress=progress, is_chat=False)
+        return self._complete(_batch_of(prompts), params, progress=progress, is_chat=False)
 
     def _complete(
         self,
@@ -221,11 +111,13 @@ class LLM:
             for prompt, sampling in zip(batch, each_params, strict=True)
         ]
         opened = [
-            [self._submit(prompt, each, is_chat=is_chat) for each in unfold(sampling)]
+            [self._prepare(prompt, each, is_chat=is_chat) for each in unfold(sampling)]
             for prompt, sampling in zip(encoded, each_params, strict=True)
         ]
         answers = [each for group in opened for each in group]
         try:
+            for each in answers:
+                self._submit(each)
             self._finish(answers, progress=progress)
         finally:
             self._drop(answers)
@@ -245,7 +137,7 @@ class LLM:
         Raises:
             RequestError: the template refuses the messages, or the parameters are wrong.
         """
-        prompt = self._chat_prompt(messages)
+        prompt = self.chat_prompt(messages)
         return self._complete([prompt], params, progress=False, is_chat=True)[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamDelta]:
@@ -261,12 +153,21 @@ class LLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[StreamDelta]:
         """Answer a conversation, step by step; see `stream`."""
-        return self._stream(self._chat_prompt(messages), params, is_chat=True)
+        return self._stream(self.chat_prompt(messages), params, is_chat=True)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready to be answered.
+
+        Raises:
+            RequestError: the model has no template, or it refuses the messages.
+        """
+        text = apply_chat_template(self._tokenizer, messages)
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
-        """End all open answers and let go of the model's memory."""
+        """End all open answers and let go of the model's memory; again is harmless."""
         self._drop(list(self._open_answers.values()))
-        del self._engine
+        self._engine = None
 
     def __enter__(self) -> Self:
         return self
@@ -279,17 +180,14 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        text = apply_chat_template(self._tokenizer, messages)
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
     def _encode(self, prompt: Prompt, sampling: SamplingParams) -> TokenIds:
         token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        array = np.asarray(token_ids, dtype=np.int32)
+        array = _token_array(token_ids)
         self._facts.limits.check(array, sampling)
         return array
 
-    def _submit(self, prompt: TokenIds, sampling: SamplingParams, *, is_chat: bool) -> _OpenAnswer:
+    def _prepare(self, prompt: TokenIds, sampling: SamplingParams, *, is_chat: bool) -> OpenAnswer:
+        """An answer that the engine does not know of yet."""
         request = self._facts.limits.request(
             f"offline-{next(self._request_ids)}",
             prompt,
@@ -303,34 +201,44 @@ class LLM:
             include_stop_in_output=sampling.include_stop_in_output,
             keeps_leading_space=not is_chat,
         )
-        answer = _OpenAnswer(
-            request.request_id,
-            AnswerText(self._tokenizer, options),
-            sampling.logprobs is not None,
-        )
-        self._open_answers[request.request_id] = answer
-        self._engine.add(request)
-        return answer
+        return OpenAnswer(request, AnswerText(self._tokenizer, options))
 
-    def _pump(self) -> None:
-        """One step; what it brought goes to the answers it belongs to."""
-        for output in self._engine.step():
+    def _submit(self, answer: OpenAnswer) -> None:
+        self._running_engine().add(answer.request)
+        self._open_answers[answer.request.request_id] = answer
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("This LLM is closed; open another one.")
+        return self._engine
+
+    def _pump(self) -> list[str]:
+        """One step; what it brought goes to the answers it belongs to.
+
+        Returns:
+            Ids of the answers that ended.
+        """
+        engine = self._running_engine()
+        ended: list[str] = []
+        for output in engine.step():
             answer = self._open_answers.get(output.request_id)
             if answer is None:
                 continue
             is_stopped_here = answer.take(output)
             if answer.finish_reason is not None:
                 del self._open_answers[output.request_id]
+                ended.append(output.request_id)
             if is_stopped_here:
-                self._engine.abort(output.request_id)
+                engine.abort(output.request_id)
+        return ended
 
-    def _finish(self, answers: Sequence[_OpenAnswer], *, progress: bool) -> None:
+    def _finish(self, answers: Sequence[OpenAnswer], *, progress: bool) -> None:
+        open_ids = {each.request.request_id for each in answers}
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("Answers", total=len(answers))
-            while any(each.finish_reason is None for each in answers):
-                self._pump()
-                done = sum(each.finish_reason is not None for each in answers)
-                bar.update(task, completed=done)
+            while open_ids:
+                open_ids.difference_update(self._pump())
+                bar.update(task, completed=len(answers) - len(open_ids))
 
     def _stream(
         self, prompt: Prompt, params: SamplingParams | None, *, is_chat: bool
@@ -338,25 +246,97 @@ class LLM:
         sampling = params or SamplingParams()
         if sampling.n != 1:
             raise RequestError(f"n is {sampling.n}; a stream has one answer.", param="n")
-        answer = self._submit(self._encode(prompt, sampling), sampling, is_chat=is_chat)
-        return self._deltas(answer)
+        self._running_engine()
+        return self._deltas(
+            self._prepare(self._encode(prompt, sampling), sampling, is_chat=is_chat)
+        )
 
-    def _deltas(self, answer: _OpenAnswer) -> Iterator[StreamDelta]:
+    def _deltas(self, answer: OpenAnswer) -> Iterator[StreamDelta]:
+        # Asked of the engine here, with the first delta wanted: a stream that nobody reads never
+        # gets to the `finally` below.
+        self._submit(answer)
         num_given = 0
         try:
-            while answer.finish_reason is None:
+            while True:
+                # Other calls run steps too, so more than one delta may have come meanwhile.
+                while num_given < len(answer.deltas):
+                    num_given += 1
+                    yield answer.deltas[num_given - 1]
+                if answer.finish_reason is not None:
+                    break
                 self._pump()
-                yield from answer.deltas[num_given:]
-                num_given = len(answer.deltas)
             answer.answer()
         finally:
             self._drop([answer])
 
-    def _drop(self, answers: Sequence[_OpenAnswer]) -> None:
+    def _drop(self, answers: Sequence[OpenAnswer]) -> None:
         """Abort whatever has not ended."""
         for each in answers:
-            if self._open_answers.pop(each.request_id, None) is not None:
-                self._engine.abort(each.request_id)
+            request_id = each.request.request_id
+            if self._open_answers.pop(request_id, None) is not None:
+                self._running_engine().abort(request_id)
+
+
+def _config_of(model: str | EngineConfig, options: Mapping[str, Any]) -> EngineConfig:
+    """The settings, without those that only a server can follow."""
+    if not isinstance(model, EngineConfig):
+        config = EngineConfig.from_options(model=model, **options)
+    elif options:
+        raise ConfigError(
+            f"A whole EngineConfig and {', '.join(options)} are given.",
+            remedy="Set all in the EngineConfig.",
+        )
+    else:
+        config = model
+    if config.log.log_requests:
+        raise ConfigError("log_requests belongs to the server.", remedy="Leave it out.")
+    if "schedule.max_queued_requests" in config.explicit:
+        raise ConfigError(
+            "max_queued_requests belongs to the server; offline, any number may wait.",
+            remedy="Leave it out.",
+        )
+    if "log.log_level" in config.explicit:
+        # A program that set up logging keeps its own handlers.
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("chiplet").setLevel(config.log.log_level.upper())
+    return config
+
+
+def _batch_of(prompts: object) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise RequestError(
+            f"prompts is a {type(prompts).__name__}; allowed: text, or a list of texts or lists "
+            "of token ids.",
+            param="prompts",
+        )
+    batch: Sequence[Any] = prompts
+    for index, prompt in enumerate(batch):
+        if not isinstance(prompt, str | Sequence | np.ndarray):
+            raise RequestError(
+                f"prompts[{index}] is {prompt!r}; allowed: text or a list of token ids. Write one "
+                "prompt of token ids like [[1, 2, 3]].",
+                param="prompts",
+            )
+    return batch
+
+
+def _token_array(token_ids: Sequence[Any]) -> TokenIds:
+    """Token ids that came from outside, `[num_tokens] int32`."""
+    for each in token_ids:
+        if isinstance(each, bool) or not isinstance(each, int | np.integer):
+            raise RequestError(
+                f"The prompt holds {each!r}; allowed: whole numbers. Give text or a list of token "
+                "ids.",
+                param="prompt",
+            )
+        if not 0 <= each <= MAX_INT32:
+            raise RequestError(
+                f"The prompt holds token id {each}; allowed: ids of the vocabulary.",
+                param="prompt",
+            )
+    return np.asarray(token_ids, dtype=np.int32)
 
 
 def _params_of(

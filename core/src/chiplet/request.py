@@ -231,6 +231,8 @@ def unfold(sampling: SamplingParams) -> list[SamplingParams]:
     if sampling.n == 1:
         return [sampling]
     return [
-        replace(sampling, n=1, seed=None if sampling.seed is None else sampling.seed + index)
+        replace(
+            sampling, n=1, seed=None if sampling.seed is None else (sampling.seed + index) % 2**64
+        )
         for index in range(sampling.n)
     ]

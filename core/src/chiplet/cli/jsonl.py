@@ -42,10 +42,7 @@ class Task:
         """The prompt as `LLM.generate` takes it; a chat goes through the model's template."""
         if self.prompt is not None:
             return self.prompt
-        from chiplet.text.chat import apply_chat_template
-
-        text = apply_chat_template(llm.tokenizer, self.messages)
-        return llm.tokenizer.encode(text, add_special_tokens=False)
+        return llm.chat_prompt(self.messages)
 
 
 def read_tasks(path: Path, defaults: SamplingParams) -> list[Task]:

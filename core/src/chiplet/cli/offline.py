@@ -25,4 +25,4 @@ def open_llm(given: Given) -> LLM:
 
     from chiplet.llm import LLM
 
-    return LLM.from_config(config)
+    return LLM(config)

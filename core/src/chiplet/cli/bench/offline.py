@@ -46,7 +46,7 @@ def contest(config: EngineConfig, options: RivalOptions) -> Generator[Contest]:
     """
     from chiplet.llm import LLM
 
-    with LLM.from_config(config) as llm:
+    with LLM(config) as llm:
         facts = llm.facts
         workload: dict[str, float | int | str] = {
             "model": facts.model_name,

@@ -56,7 +56,7 @@ def run(given: Given) -> int:
 def _measure(config: EngineConfig, options: PrefixOptions) -> dict[str, float]:
     from chiplet.llm import LLM
 
-    with LLM.from_config(config) as llm:
+    with LLM(config) as llm:
         vocab_size = llm.facts.limits.vocab_size
         llm.generate(random_prompts(1, 16, seed=3, vocab_size=vocab_size), exact_length(2))
         prompts = _prompts(options, vocab_size)
