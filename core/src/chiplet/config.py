@@ -7,11 +7,12 @@ and the table in the docs are generated from it. Field `chunked_prefill_size` is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from chiplet.errors import ConfigError
 
@@ -202,13 +203,15 @@ class EngineConfig:
     def from_options(cls, **options: Any) -> EngineConfig:
         """Settings by their field names alone, like `page_size=1`; they count as explicit.
 
+        A path may be given for text, and a list for a tuple.
+
         Raises:
-            ConfigError: a name is unknown or a value is not allowed.
+            ConfigError: a name is unknown, or a value has the wrong type or is not allowed.
         """
         paths = {
-            name: (f"{group}.{name}", info)
+            name: (f"{group}.{name}", options_class)
             for group, options_class in GROUPS.items()
-            for name, info in option_fields(options_class)
+            for name, _ in option_fields(options_class)
         }
         config = cls(explicit=frozenset(paths[name][0] for name in options if name in paths))
         for name, value in options.items():
@@ -216,9 +219,10 @@ class EngineConfig:
                 raise ConfigError(
                     f"There is no option '{name}'.", remedy=did_you_mean(name, tuple(paths))
                 )
-            path, info = paths[name]
-            check_option(name, info, value)
-            config = config.replacing(path, value)
+            path, options_class = paths[name]
+            plain = _plain(value)
+            check_option(options_class, name, plain)
+            config = config.replacing(path, plain)
         return config
 
     def replacing(self, path: str, value: object) -> EngineConfig:
@@ -238,19 +242,64 @@ GROUPS: dict[str, type] = {
 """The groups of `EngineConfig`, by field name."""
 
 
-def check_option(name: str, info: OptionInfo, value: object) -> None:
-    """Refuse a value outside its choices or limits.
+def check_option(options: type, name: str, value: object) -> None:
+    """Refuse a value of the wrong type, or outside its choices or limits.
+
+    Args:
+        options: the options class.
+        name: one of its fields.
+        value: what was given for it.
 
     Raises:
         ConfigError: with the value and what is allowed.
     """
+    hint = get_type_hints(options)[name]
+    if not _is_a(hint, value):
+        remedy = ""
+        if get_origin(hint) is tuple and isinstance(value, str):
+            remedy = f"Write it like {name}=({value!r},)."
+        raise ConfigError(f"{name} is {value!r}; allowed: {_in_words(hint)}.", remedy=remedy)
+    info = dict(option_fields(options))[name]
     if info.choices and value not in info.choices:
         raise ConfigError(f"{name} is '{value}'; allowed: {', '.join(info.choices)}.")
     if isinstance(value, (int, float)):
-        if info.minimum is not None and value < info.minimum:
+        # Written so that NaN, which compares false everywhere, fails.
+        if info.minimum is not None and not value >= info.minimum:
             raise ConfigError(f"{name} is {value}; allowed: {info.minimum:g} or more.")
-        if info.maximum is not None and value > info.maximum:
+        if info.maximum is not None and not value <= info.maximum:
             raise ConfigError(f"{name} is {value}; allowed: at most {info.maximum:g}.")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - checked next
+
+
+def _is_a(hint: Any, value: object) -> bool:
+    """Whether a value is of an option's type; a bool is no number here."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)  # pyright: ignore[reportUnknownVariableType] - any type is looked at
+    if get_args(hint):
+        return any(_is_a(each, value) for each in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return "a list of texts"
+    if get_args(hint):
+        return " or ".join(_in_words(each) for each in get_args(hint))
+    words: dict[type, str] = {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        type(None): "None",
+    }
+    return words[hint]
 
 
 def did_you_mean(name: str, known: tuple[str, ...]) -> str:
