@@ -19,7 +19,7 @@ from chiplet.config import Dtype, RopeScaling
 from chiplet.errors import ModelError
 from chiplet.formats.catalogue import pull
 from chiplet.formats.checkpoint import open_checkpoint
-from chiplet.formats.model_files import read_model_config
+from chiplet.formats.model_files import Format, ModelFiles, find_model_files, read_model_config
 from chiplet.formats.rope_factors import find_llama3_scaling, llama3_factors
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, MLP = 64, 8, 2, 8, 96, 96
@@ -265,6 +265,16 @@ def test_a_gguf_holds_what_was_converted(tmp_path: Path, weights: dict[str, torc
     assert config.dtype is Dtype.FLOAT32
     assert checkpoint.total_bytes == sum(each.nbytes for each in weights.values())
     _assert_same(dict(checkpoint.tensors(torch.float32)), weights)
+
+
+def test_a_gguf_beside_safetensors_is_found_on_demand(
+    tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    folder = _folder(tmp_path / "model")
+    save_file(weights, folder / "model.safetensors")
+    path = _write_gguf(folder / "m.gguf", weights)
+    assert find_model_files(folder).format is Format.SAFETENSORS
+    assert find_model_files(folder, "gguf") == ModelFiles(Format.GGUF, path, (path,))
 
 
 def test_a_gguf_without_output_is_tied(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:

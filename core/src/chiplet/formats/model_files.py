@@ -52,7 +52,9 @@ def find_model_files(path: Path, load_format: str = "auto") -> ModelFiles:
         )
     if load_format == "dummy":
         return ModelFiles(Format.DUMMY, _find_config(path), ())
-    gguf_path = find_gguf(path) if load_format in ("auto", "gguf") else None
+    gguf_path = None
+    if load_format in ("auto", "gguf"):
+        gguf_path = find_gguf(path, is_wanted=load_format == "gguf")
     if gguf_path is not None:
         return ModelFiles(Format.GGUF, gguf_path, (gguf_path,))
     if load_format == "gguf":
@@ -80,15 +82,19 @@ def read_model_config(path: Path, load_format: str = "auto") -> ModelConfig:
     return read_hf_config(files.config_path)
 
 
-def find_gguf(path: Path) -> Path | None:
-    """The GGUF file at a path: itself, or the only one in a folder without safetensors.
+def find_gguf(path: Path, *, is_wanted: bool = False) -> Path | None:
+    """The GGUF file at a path: itself, or the only one in a folder.
+
+    Args:
+        path: a file or folder.
+        is_wanted: find it beside safetensors too, which otherwise come first.
 
     Raises:
         ModelError: the folder holds several.
     """
     if is_gguf(path):
         return path
-    if not path.is_dir() or any(path.glob("*.safetensors")):
+    if not path.is_dir() or (not is_wanted and any(path.glob("*.safetensors"))):
         return None
     found = sorted(path.glob("*.gguf"))
     if len(found) > 1:
