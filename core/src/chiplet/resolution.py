@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from chiplet.config import EngineConfig, ModelConfig
@@ -33,10 +32,6 @@ def resolve(
     if config.cache.kv_cache_dtype == "auto":
         config = _decide(config, "cache.kv_cache_dtype", config.model.dtype, "that of the model")
     config = _resolve_context(config, model)
-    if config.device.attention_backend is not None:
-        pin = f"attention={config.device.attention_backend}"
-        device = replace(config.device, use=(*config.device.use, pin), attention_backend=None)
-        config = replace(config, device=device)
     if config.model.served_model_name is None:
         config = _decide(
             config, "model.served_model_name", model_name(config), "the name of its file"
