@@ -71,7 +71,7 @@ def test_quick_paths_load_nothing_heavy(words: list[str], said: str) -> None:
         (["chat", "--temprature", "1"], "Did you mean '--temperature'?"),
         (
             ["generate", "x", "--top-p", "7"],
-            "error: top_p is 7.0; allowed: above 0 and at most 1.\n",
+            "error: top_p is 7.0; allowed: 0 to 1.\n",
         ),
         (["generate", "x", "--input", "f"], "--input stands beside a prompt"),
         (["generate", "x", "--output", "f"], "--output needs --input."),

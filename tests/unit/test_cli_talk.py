@@ -28,6 +28,7 @@ class EchoLlm:
     heard: list[Sequence[Mapping[str, str]]] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
     interrupt_after: int | None = None
+    reason: FinishReason = FinishReason.STOP
     facts: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(model_name="echo", device="nowhere")
     )
@@ -40,6 +41,8 @@ class EchoLlm:
 
     def stream(self, prompt: str, params: SamplingParams) -> Iterator[StreamDelta]:
         self.params.append(params)
+        if not prompt:
+            yield StreamDelta("", (2,), self.reason)
         for number, word in enumerate(prompt.split()):
             if number == self.interrupt_after:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -95,6 +98,32 @@ def test_generate_streams_a_prompt(echo: EchoLlm, capsys: pytest.CaptureFixture[
     assert main(["generate", "one two", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == "one two \n"
     assert echo.params == [SamplingParams(temperature=0.0, max_tokens=256)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "note"),
+    [
+        (FinishReason.STOP, "ended its answer before it wrote any text. Ask a question with"),
+        (FinishReason.LENGTH, "has no text and ended with 'length'"),
+    ],
+)
+def test_generate_says_why_there_is_no_text(
+    echo: EchoLlm, capsys: pytest.CaptureFixture[str], reason: FinishReason, note: str
+) -> None:
+    echo.reason = reason
+    assert main(["generate", ""]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "\n"
+    assert note in captured.err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench latency", "bench prefix"])
+@pytest.mark.parametrize("flag", ["--log-requests", "--max-queued-requests=5"])
+def test_flags_of_the_server_are_unknown_offline(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), flag]) == 2
+    assert f"Unknown flag '{flag.partition('=')[0]}'" in capsys.readouterr().err
 
 
 def test_generate_asks_through_the_template(

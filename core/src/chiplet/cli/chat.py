@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from chiplet.cli.command import ENGINE_GROUPS, MODEL, Command, Given
+from chiplet.cli.command import ENGINE_GROUPS, MODEL, SERVER_ONLY, Command, Given
 from chiplet.cli.offline import open_llm
 from chiplet.cli.settings import command_option, suggestion
 from chiplet.errors import RequestError
@@ -153,5 +153,6 @@ COMMAND = Command(
             "sampling.logprobs",
             "sampling.prompt_logprobs",
         }
-    ),
+    )
+    | SERVER_ONLY,
 )

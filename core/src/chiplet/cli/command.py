@@ -26,6 +26,9 @@ ENGINE_GROUPS: Mapping[str, type] = {
 }
 """Options classes of `EngineConfig` by the names of its fields."""
 
+SERVER_ONLY = frozenset({"schedule.max_queued_requests", "log.log_requests"})
+"""Paths of engine settings that have no meaning without a server."""
+
 OptionsT = TypeVar("OptionsT")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from chiplet.cli.command import ENGINE_GROUPS, Command, Given, Positional
+from chiplet.cli.command import ENGINE_GROUPS, SERVER_ONLY, Command, Given, Positional
 from chiplet.cli.jsonl import answer_line, read_tasks
 from chiplet.cli.offline import open_llm
 from chiplet.cli.settings import command_option
@@ -69,9 +69,16 @@ def _print_stream(llm: LLM, prompt: str, params: SamplingParams, *, is_chat: boo
         deltas = llm.stream_chat([{"role": "user", "content": prompt}], params)
     else:
         deltas = llm.stream(prompt, params)
+    is_empty, reason = True, None
     for delta in deltas:
         print(delta.text, end="", flush=True)
+        is_empty, reason = is_empty and not delta.text, delta.finish_reason
     print()
+    if is_empty and reason == "stop":
+        hint = "" if is_chat else " Ask a question with --chat."
+        print(f"note: The model ended its answer before it wrote any text.{hint}", file=sys.stderr)
+    elif is_empty:
+        print(f"note: The answer has no text and ended with '{reason}'.", file=sys.stderr)
 
 
 def _piped() -> str:
@@ -118,5 +125,5 @@ COMMAND = Command(
     run=run,
     groups={"prompts": GenerateOptions, "sampling": SamplingParams, **ENGINE_GROUPS},
     positional=Positional(name="prompt", help="Text to complete.", sets="prompts.prompt"),
-    without=frozenset({"prompts.prompt", "sampling.prompt_logprobs"}),
+    without=frozenset({"prompts.prompt", "sampling.prompt_logprobs"}) | SERVER_ONLY,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from chiplet.cli.bench.offline import RivalOptions, contest, middle, seconds
 from chiplet.cli.bench.report import Report, ReportOptions, publish
 from chiplet.cli.bench.workload import exact_length, random_prompts
-from chiplet.cli.command import ENGINE_GROUPS, MODEL, Command, Given
+from chiplet.cli.command import ENGINE_GROUPS, MODEL, SERVER_ONLY, Command, Given
 from chiplet.cli.settings import command_option
 
 Complete = Callable[[Sequence[int], int], object]
@@ -111,4 +111,5 @@ COMMAND = Command(
         **ENGINE_GROUPS,
     },
     positional=MODEL,
+    without=SERVER_ONLY,
 )

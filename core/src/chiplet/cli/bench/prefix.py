@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from chiplet.cli.bench.report import Report, ReportOptions, publish
 from chiplet.cli.bench.workload import exact_length, random_prompts
-from chiplet.cli.command import ENGINE_GROUPS, MODEL, Command, Given
+from chiplet.cli.command import ENGINE_GROUPS, MODEL, SERVER_ONLY, Command, Given
 from chiplet.cli.settings import command_option
 from chiplet.config import EngineConfig
 
@@ -87,4 +87,5 @@ COMMAND = Command(
     run=run,
     groups={"prefix": PrefixOptions, "report": ReportOptions, **ENGINE_GROUPS},
     positional=MODEL,
+    without=SERVER_ONLY,
 )
