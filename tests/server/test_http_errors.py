@@ -64,8 +64,8 @@ def envelope(response: httpx.Response) -> dict[str, Any]:
             "number",
         ),
         ("chat/completions", {**CHAT, "temperature": -1}, "temperature", "invalid_value", "0 to"),
-        ("chat/completions", {**CHAT, "top_p": 0}, "top_p", "invalid_value", "above 0"),
-        ("chat/completions", {**CHAT, "max_tokens": 0}, "max_tokens", "invalid_value", "1 or more"),
+        ("chat/completions", {**CHAT, "top_p": 1.5}, "top_p", "invalid_value", "0 to 1"),
+        ("chat/completions", {**CHAT, "max_tokens": 0}, "max_tokens", "invalid_value", "1 to"),
         ("chat/completions", {**CHAT, "n": 0}, "n", "invalid_value", "greater"),
         ("chat/completions", {**CHAT, "stream": "yes"}, "stream", "invalid_type", "boolean"),
         (
