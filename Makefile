@@ -25,6 +25,9 @@ WITHOUT_HARDWARE := not device and not multi_device
 # What no run of `make check` may need: a model download, or patience.
 QUICK := $(WITHOUT_HARDWARE) and not model and not slow
 
+# Two workers, a file to each in turn, one thread each: threads of two would fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 say = @printf '\n==> %s\n' $(1)
 
 .PHONY: help serve test check format docs install model test-device bench clean
@@ -40,7 +43,7 @@ serve: model ## Install, fetch the demo model, and serve it on 127.0.0.1:8000
 
 test: $(DONE)/dev model ## Run all tests that need no accelerator
 	$(call say,"Tests")
-	@$(BIN)/python -m pytest -m "$(WITHOUT_HARDWARE)" $(PYTEST_FLAGS)
+	@$(PYTEST) -m "$(WITHOUT_HARDWARE)" $(PYTEST_FLAGS)
 
 check: $(DONE)/dev ## Format, lint, types, import contracts, and the quick tests
 	$(call say,"Format and lint")
@@ -51,7 +54,7 @@ check: $(DONE)/dev ## Format, lint, types, import contracts, and the quick tests
 	$(call say,"Import contracts")
 	@$(BIN)/lint-imports
 	$(call say,"Quick tests: no hardware and no model")
-	@$(BIN)/python -m pytest -m "$(QUICK)" $(PYTEST_FLAGS)
+	@$(PYTEST) -m "$(QUICK)" $(PYTEST_FLAGS)
 
 format: $(DONE)/dev ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from chiplet.api import CheckStatus, DeviceProbe, EngineConfig, HostFacts
@@ -52,11 +53,16 @@ def test_bfloat16_comes_first_where_the_processor_has_it():
     assert CpuPlatform(device("avx2")).supported_dtypes()[0] == "float32"
 
 
-def test_activate_takes_the_usable_cores():
+@pytest.mark.parametrize("given", [None, "1"])
+def test_activate_takes_the_usable_cores_or_what_the_user_set(monkeypatch, given):
     before = torch.get_num_threads()
     try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        torch.set_num_threads(3)  # as torch would have read it
         CpuPlatform(device()).activate()
-        assert torch.get_num_threads() == usable_cores()
+        assert torch.get_num_threads() == (3 if given is not None else usable_cores())
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from chiplet.api import DeviceProbe, DoneEvent, Event, MemoryInfo
@@ -20,8 +22,9 @@ class CpuPlatform:
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
 
     def activate(self) -> None:
-        """One thread per usable core; more would fight over them."""
-        torch.set_num_threads(usable_cores())
+        """One thread per usable core, as more would fight over them; or what the user set."""
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(usable_cores())
 
     def memory(self) -> MemoryInfo:
         """Main memory, or what the container leaves of it."""
