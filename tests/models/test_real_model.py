@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -103,3 +106,34 @@ def test_seeds_stop_strings_and_n(llm: LLM) -> None:
     assert stopped.answers[0].finish_reason == "stop"
     assert " 6" in stopped.text
     assert " 7" not in stopped.text
+
+
+MEASURE_LOADING = """
+import resource, sys
+import psutil
+from chiplet import worker
+from chiplet.config import EngineConfig
+
+def resident_bytes():
+    return psutil.Process().memory_info().rss
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+config = EngineConfig.from_options(device="cpu", dtype=sys.argv[1], max_total_tokens=1024)
+parts = worker._assemble(config)
+before = resident_bytes()
+worker._load(parts)
+print((peak_bytes() - before) / (resident_bytes() - before), resident_bytes() - before)
+"""
+
+
+@pytest.mark.parametrize(("dtype", "element_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_loading_takes_little_more_memory_than_what_stays(dtype: str, element_bytes: int) -> None:
+    command = [sys.executable, "-c", MEASURE_LOADING, dtype]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak_ratio, stays_bytes = map(float, printed.split())
+    assert 0.99 < peak_ratio < 1.1
+    # 134.5 million weights, the tied head's 28.3 million once more in packed form, and what
+    # libraries set up for themselves, whatever the model's size.
+    assert stays_bytes < (134.5e6 + 28.3e6) * element_bytes + 60e6

@@ -44,7 +44,7 @@ def describe_machine() -> Machine:
         if hasattr(psutil.Process, "cpu_affinity")
         else os.cpu_count() or 1,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-        system=platform.platform(),
+        system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=_version("torch"),
         chiplet=chiplet.__version__,
