@@ -134,6 +134,5 @@ def test_loading_takes_little_more_memory_than_what_stays(dtype: str, element_by
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     peak_ratio, stays_bytes = map(float, printed.split())
     assert 0.99 < peak_ratio < 1.1
-    # 134.5 million weights, the tied head's 28.3 million once more in packed form, and what
-    # libraries set up for themselves, whatever the model's size.
-    assert stays_bytes < (134.5e6 + 28.3e6) * element_bytes + 60e6
+    # 134.5 million weights, and the tied head's 28.3 million once more in packed form.
+    assert stays_bytes < 1.15 * (134.5e6 + 28.3e6) * element_bytes
