@@ -133,7 +133,9 @@ class ScheduleOptions:
     chunked_prefill_size: int = _option(
         512, "Most prompt tokens computed in one step.", minimum=1, metavar="TOKENS"
     )
-    random_seed: int = _option(0, "Seed from which requests without a seed draw theirs.")
+    random_seed: int | None = _option(
+        None, "Seed from which requests without one draw theirs; fresh at each start if not given."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
