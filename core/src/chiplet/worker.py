@@ -104,7 +104,7 @@ def start(config: EngineConfig) -> tuple[Engine, EngineFacts]:
     facts = _facts(parts, num_pages)
     scheduler = Scheduler(parts.config.schedule, kv, context_length=facts.limits.context_length)
     for line in facts.banner:
-        _log.info(line)
+        _log.log(logging.WARNING if line in parts.chosen.warnings else logging.INFO, line)
     return Engine(scheduler, runner), facts
 
 

@@ -1,0 +1,26 @@
+"""Without a plugin the work is done by the reference platform, and everybody is told."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from chiplet.config import EngineConfig
+from chiplet.worker import start
+from tests.models.tiny import make_checkpoint
+
+
+def test_the_reference_platform_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_checkpoint("llama-tied", tmp_path)
+    config = EngineConfig.from_options(
+        model=str(tmp_path), no_plugin=("chiplet-cpu",), max_total_tokens=256
+    )
+    with caplog.at_level(logging.WARNING):
+        _, facts = start(config)
+    assert facts.device.startswith("reference:0")
+    warnings = [each.getMessage() for each in caplog.records if each.name == "chiplet.worker"]
+    assert len(warnings) == 1
+    assert warnings[0] in facts.banner
+    assert "reference" in warnings[0]
