@@ -154,7 +154,6 @@ def test_safetensors(
     save_file(saved, folder / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(folder)
     assert not checkpoint.is_dummy
-    assert checkpoint.total_bytes == sum(each.nbytes for each in saved.values())
     expected = {
         name: tensor.to(wanted) if tensor.is_floating_point() else tensor
         for name, tensor in saved.items()
@@ -242,7 +241,6 @@ def test_a_dummy_needs_only_a_config(tmp_path: Path) -> None:
     for path in (folder, folder / "config.json"):
         checkpoint = open_checkpoint(path, "dummy")
         assert checkpoint.is_dummy
-        assert checkpoint.total_bytes == 0
         assert checkpoint.config.vocab_size == VOCAB
         with pytest.raises(ModelError, match="no tensors"):
             checkpoint.tensors(torch.float32)
@@ -263,7 +261,6 @@ def test_a_gguf_holds_what_was_converted(tmp_path: Path, weights: dict[str, torc
     assert config.attention_bias
     assert not config.mlp_bias
     assert config.dtype is Dtype.FLOAT32
-    assert checkpoint.total_bytes == sum(each.nbytes for each in weights.values())
     _assert_same(dict(checkpoint.tensors(torch.float32)), weights)
 
 

@@ -26,11 +26,6 @@ class Checkpoint(Protocol):
         ...
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of tensor data on disk; 0 for a dummy."""
-        ...
-
-    @property
     def is_dummy(self) -> bool:
         """There are no tensors: the loader makes random ones from the config."""
         ...
@@ -53,12 +48,10 @@ class DummyCheckpoint:
 
     Attributes:
         config: facts about the model.
-        total_bytes: 0.
         is_dummy: True.
     """
 
     is_dummy = True
-    total_bytes = 0
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

@@ -42,7 +42,6 @@ class GgufCheckpoint:
 
     Attributes:
         config: facts about the model.
-        total_bytes: bytes of tensor data on disk.
         is_dummy: False; there are tensors to read.
 
     Raises:
@@ -59,7 +58,6 @@ class GgufCheckpoint:
             for tensor in file.tensors
             if not _SKIPPED.fullmatch(tensor.name)
         )
-        self.total_bytes = sum(tensor.size_bytes for _, tensor in self._tensors)
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors as `dtype`, one at a time in file order."""

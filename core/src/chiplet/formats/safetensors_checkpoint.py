@@ -52,7 +52,6 @@ class SafetensorsCheckpoint:
 
     Attributes:
         config: facts about the model.
-        total_bytes: bytes of tensor data on disk.
         is_dummy: False; there are tensors to read.
     """
 
@@ -61,9 +60,6 @@ class SafetensorsCheckpoint:
     def __init__(self, config: ModelConfig, paths: tuple[Path, ...]) -> None:
         self.config = config
         self._files = tuple((path, _read_header(path)) for path in paths)
-        self.total_bytes = sum(
-            entry.end_bytes - entry.begin_bytes for _, entries in self._files for entry in entries
-        )
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors, one at a time in file order; floating-point ones as `dtype`."""
