@@ -27,6 +27,21 @@ def envelope(response: httpx.Response) -> dict[str, Any]:
     ("path", "body", "param", "code", "words"),
     [
         ("chat/completions", {}, "messages", "missing_required_parameter", "messages"),
+        (
+            "chat/completions",
+            {"messages": None},
+            "messages",
+            "missing_required_parameter",
+            "'messages'",
+        ),
+        ("completions", {"prompt": None}, "prompt", "missing_required_parameter", "'prompt'"),
+        (
+            "completions",
+            {"prompt": "a" * 10_000_000},
+            "prompt",
+            "context_length_exceeded",
+            "characters",
+        ),
         ("chat/completions", {"messages": []}, "messages", "invalid_value", "at least 1"),
         (
             "chat/completions",
@@ -153,6 +168,12 @@ def test_bodies_that_are_no_json_objects(server: ServerProcess) -> None:
     headers = {"Content-Type": "application/json"}
     broken = server.http.post("/v1/completions", content=b'{"prompt": ', headers=headers)
     assert (broken.status_code, envelope(broken)["code"]) == (400, "invalid_json")
+    garbage = server.http.post("/v1/completions", content=b"\xff\xfe\x00", headers=headers)
+    assert (garbage.status_code, envelope(garbage)["code"]) == (400, "invalid_json")
+    for body in ({}, {"prompt": "a", "messages": [{"role": "user", "content": "x"}]}):
+        neither = server.http.post("/tokenize", json=body)
+        assert neither.status_code == 400
+        assert "either 'prompt' or 'messages'" in envelope(neither)["message"]
     for content in (b"[]", b"5", b"null", b""):
         response = server.http.post("/v1/completions", content=content, headers=headers)
         assert response.status_code == 400, content

@@ -250,3 +250,15 @@ def test_the_demo_model_against_transformers() -> None:
             assert tokenizer.decode(ids, skip_special_tokens=skip) == theirs.decode(
                 ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
             )
+
+
+def test_a_long_text_gives_the_ids_of_the_library(tmp_path: Path, backend: Backend) -> None:
+    tokenizer = load_tokenizer(_folder(tmp_path / "model", backend))
+    text = " ".join(TEXTS) * 400
+    assert len(text) > 8192
+    assert tokenizer.encode(text) == backend.encode(text).ids
+    assert tokenizer.longest_token_bytes == max(
+        len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)
+    )
+    with pytest.raises(RequestError, match="surrogate"):
+        tokenizer.encode(text + "\ud800")

@@ -32,7 +32,8 @@ class SamplingParams:
         stop: the answer ends before the first of these strings.
         stop_token_ids: the answer ends with any of these tokens, besides the model's own.
         max_tokens: longest answer in tokens; None means what the context length leaves.
-        min_tokens: end tokens cannot be picked before the answer has this many tokens.
+        min_tokens: end tokens cannot be picked before the answer has this many tokens; a stop
+            string still ends it.
         ignore_eos: the model's own end tokens do not end the answer.
         logprobs: report log-probabilities of picked tokens with this many alternatives
             (0 reports the picked token only); None reports nothing.

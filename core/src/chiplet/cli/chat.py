@@ -19,8 +19,8 @@ from chiplet.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from chiplet.llm import LLM
 
-DEFAULTS = SamplingParams(temperature=0.7, top_p=0.95, max_tokens=1024)
-"""Livelier than greedy, and with an end even where a small model finds none."""
+DEFAULTS = SamplingParams(temperature=0.7, top_p=0.95)
+"""Livelier than greedy; an answer may be as long as the context leaves."""
 
 HELP = "/reset starts anew, /system TEXT sets the system prompt and starts anew, /exit leaves."
 

@@ -48,13 +48,18 @@ def explain_invalid_body(error: RequestValidationError) -> RequestError:
     location: Sequence[str | int] = first["loc"][1:]
     if first["type"] == "json_invalid":
         return InvalidJson(f"The body is no JSON: {first['ctx']['error']}.")
+    if not location and first["type"] == "value_error":
+        return RequestError(f"{first['msg'].removeprefix('Value error, ')}.")
     if not location:
         return InvalidType(
             "The body must be a JSON object, sent with 'Content-Type: application/json'."
         )
     param = _path(location, error.body)
     if first["type"] == "missing":
-        param = f"{param}.{location[-1]}" if param else str(location[-1])
+        name = str(location[-1])
+        # A field that is there and null stands in the path already.
+        if param != name and not param.endswith(f".{name}"):
+            param = f"{param}.{name}" if param else name
         return MissingParameter(f"Missing required parameter: '{param}'.", param=param)
     if first["type"] == "extra_forbidden":
         return UnknownParameter(f"Unknown parameter: '{param}'.", param=param)

@@ -35,7 +35,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from chiplet.errors import ChipletError, EngineError, EngineRestarted, QueueFull, RequestError
-from chiplet.server.body_errors import explain_invalid_body
+from chiplet.server.body_errors import InvalidJson, explain_invalid_body
 
 RETRY_AFTER_START_S = 2
 """What clients are told to wait while an engine starts."""
@@ -153,6 +153,8 @@ def install_error_handlers(app: FastAPI) -> None:
 def _plain_http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     code = phrase.lower().replace(" ", "_").replace("-", "_")
+    if error.status_code == HTTPStatus.BAD_REQUEST:
+        code = InvalidJson.code  # the framework says so of a body that it cannot decode, only
     message = f"{phrase}: {request.method} {request.url.path}"
     if error.detail != phrase:
         message += f" ({error.detail})"

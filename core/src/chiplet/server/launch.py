@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -34,6 +35,8 @@ if sys.platform == "win32":
     new_event_loop = asyncio.new_event_loop
 else:
     from uvloop import new_event_loop
+
+logger = logging.getLogger(__name__)
 
 DRAIN_LIMIT_S = 20
 """How long open requests may take to end after the server was told to stop."""
@@ -151,6 +154,7 @@ async def limit_drain(server: uvicorn.Server, client: EngineClient) -> None:
     """End what is still open when the server was told to stop some time ago."""
     while not server.should_exit:
         await asyncio.sleep(DRAIN_POLL_S)
+    logger.info("Stopping; open requests may take up to %d s to end.", DRAIN_LIMIT_S)
     await asyncio.sleep(DRAIN_LIMIT_S)
     client.disconnect(EngineStopping("The server is stopping; repeat the request elsewhere."))
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from chiplet.errors import RequestError
+from chiplet.errors import PromptTooLong, RequestError
 from chiplet.ipc.messages import EngineReady
-from chiplet.request import TokenIds, unfold
+from chiplet.request import RequestLimits, TokenIds, unfold
 from chiplet.sampling_params import SamplingParams
 from chiplet.server.engine_client import EngineClient, WantedAnswer
 from chiplet.server.errors import UnknownModel
@@ -50,8 +50,27 @@ class Service:
             )
         return engine
 
+    async def encode_prompt(
+        self, text: str, limits: RequestLimits, *, add_special_tokens: bool
+    ) -> TokenIds:
+        """The token ids of a prompt; what cannot fit is refused before it costs anything.
+
+        Raises:
+            PromptTooLong: even with the longest tokens it would not fit.
+            RequestError: the text is no valid Unicode.
+        """
+        if len(text) >= LONG_TEXT_CHARACTERS:
+            most = limits.longest_tokens * self.tokenizer.longest_token_bytes
+            if len(text) > most:
+                raise PromptTooLong(
+                    f"This model's maximum context length is {limits.longest_tokens} tokens, at "
+                    f"most {most} characters; the prompt has {len(text)}. Shorten the prompt.",
+                    param="prompt",
+                )
+        return await self.encode(text, add_special_tokens=add_special_tokens)
+
     async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
-        """The token ids of a text.
+        """The token ids of a text; a long one does not hold up other requests.
 
         Raises:
             RequestError: the text is no valid Unicode.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from chiplet.errors import ConfigError, ModelError, RequestError
@@ -16,6 +17,7 @@ from chiplet.text.token_bytes import find_spelling
 from chiplet.text.tokenizer_parts import TokenizerParts
 
 _MAX_TOKEN_ID = 2**31 - 1
+_LONG_CHARACTERS = 8192
 
 
 class Tokenizer:
@@ -65,7 +67,11 @@ class Tokenizer:
             RequestError: the text is not valid Unicode.
         """
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) < _LONG_CHARACTERS:
+                return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # Other threads run meanwhile: only this call of the library lets go of the interpreter.
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return batch[0].ids
         except TypeError as error:  # what the library says to a text that is not valid Unicode
             raise RequestError(
                 "The text has half of a surrogate pair; allowed: valid Unicode."
@@ -78,6 +84,11 @@ class Tokenizer:
         if self.strips_leading_space:
             raw = raw.removeprefix(b" ")
         return raw.decode("utf-8", "replace")
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """Most bytes that one token adds to a text."""
+        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text, perhaps only part of a character."""

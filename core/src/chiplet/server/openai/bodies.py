@@ -100,7 +100,9 @@ class GenerationBody(Body):
     top_k: int = Field(default=0, description="Extension: the k likeliest tokens; 0 means all.")
     min_p: float = Field(default=0.0, description="Extension.")
     repetition_penalty: float = Field(default=1.0, description="Extension.")
-    min_tokens: int = Field(default=0, description="Extension: shortest answer in tokens.")
+    min_tokens: int = Field(
+        default=0, description="Extension: shortest answer in tokens; a stop string still ends it."
+    )
     ignore_eos: bool = Field(
         default=False, description="Extension: the model's own end tokens do not end the answer."
     )

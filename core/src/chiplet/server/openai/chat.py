@@ -44,8 +44,8 @@ async def chat_completions(service: Service, request: Request, body: ChatBody) -
     sampling = body.chat_sampling()
     text = apply_chat_template(service.tokenizer, conversation(body.messages))
     # The template has written the special tokens already.
-    prompt = await service.encode(text, add_special_tokens=False)
     try:
+        prompt = await service.encode_prompt(text, engine.limits, add_special_tokens=False)
         wanted = wanted_answers(engine, [prompt], sampling, continues_prompt=False)
     except PromptTooLong as error:
         param = "messages" if error.param == "prompt" else error.param

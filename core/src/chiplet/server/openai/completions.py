@@ -29,7 +29,7 @@ async def completions(service: Service, request: Request, body: CompletionBody) 
         ChipletError: the request cannot be served.
     """
     engine = service.engine_for(body.model)
-    prompts = [await _prompt(service, each) for each in body.prompts()]
+    prompts = [await _prompt(service, engine, each) for each in body.prompts()]
     sampling = _fitted(body, engine, prompts)
     wanted = wanted_answers(engine, prompts, sampling, continues_prompt=True)
     shape = CompletionShape(
@@ -43,9 +43,9 @@ async def completions(service: Service, request: Request, body: CompletionBody) 
     return await respond(service.client, request, job)
 
 
-async def _prompt(service: Service, prompt: str | list[int]) -> TokenIds:
+async def _prompt(service: Service, engine: EngineReady, prompt: str | list[int]) -> TokenIds:
     if isinstance(prompt, str):
-        return await service.encode(prompt, add_special_tokens=True)
+        return await service.encode_prompt(prompt, engine.limits, add_special_tokens=True)
     return np.asarray(prompt, dtype=np.int32)
 
 
@@ -56,8 +56,7 @@ def _fitted(
     sampling = body.completion_sampling()
     if "max_tokens" in body.model_fields_set or not prompts:
         return sampling
-    longest = min(engine.limits.context_length, engine.limits.max_total_tokens)
-    room = longest - max(map(len, prompts))
+    room = engine.limits.longest_tokens - max(map(len, prompts))
     return replace(sampling, max_tokens=max(1, min(room, body.max_tokens)))
 
 
@@ -160,7 +159,9 @@ class CompletionShape:
                 text, logprob, top = position, None, None
             else:
                 text, logprob = position.text, finite(position.logprob)
+                # The token itself is always among them, as clients look it up here.
                 top = {each.text: finite(each.logprob) for each in position.top}
+                top.setdefault(text, logprob)
             logprobs.tokens.append(text)
             logprobs.token_logprobs.append(logprob)
             logprobs.top_logprobs.append(top)
