@@ -70,6 +70,17 @@ def test_echo_without_new_tokens_scores_the_prompt(server: ServerProcess) -> Non
     assert answer.usage.completion_tokens == 0
 
 
+def test_offsets_count_characters_not_pieces_of_them(server: ServerProcess) -> None:
+    answer = server.openai.completions.create(
+        model="fake", prompt="a\N{GRINNING FACE}b", echo=True, logprobs=0, max_tokens=0
+    )
+    (choice,) = answer.choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == ["a", *["\ufffd"] * 4, "b"]
+    # The character's four bytes stand at 1; only "b" comes after it.
+    assert choice.logprobs.text_offset == [0, 1, 1, 1, 1, 2]
+
+
 def test_logprobs_are_numbers(server: ServerProcess) -> None:
     answer = server.openai.completions.create(model="fake", prompt="ab", logprobs=1, max_tokens=2)
     logprobs = answer.choices[0].logprobs

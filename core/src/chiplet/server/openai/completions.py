@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -60,6 +61,28 @@ def _fitted(
     return replace(sampling, max_tokens=max(1, min(room, body.max_tokens)))
 
 
+def _utf8_decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("replace")
+
+
+@dataclass(slots=True)
+class TextOffset:
+    """How far an answer's tokens have come in its text; only this module changes it.
+
+    Attributes:
+        num_characters: complete characters so far: pieces of one count when it is whole.
+    """
+
+    num_characters: int = 0
+    _decoder: codecs.IncrementalDecoder = field(default_factory=_utf8_decoder)
+
+    def pass_token(self, raw: bytes) -> int:
+        """Where the next token begins, and go past its bytes."""
+        start = self.num_characters
+        self.num_characters += len(self._decoder.decode(raw))
+        return start
+
+
 @dataclass(frozen=True, slots=True)
 class Echo:
     """What an answer repeats of its prompt.
@@ -93,7 +116,7 @@ class CompletionShape:
         has_usage: a last chunk with the numbers of tokens was asked for.
         is_prompt_only: the answer's own tokens are not wanted.
         echoes: what each answer repeats of its prompt; empty for nothing.
-        text_lengths: characters of each answer's tokens so far, by index.
+        offsets: how far each answer's tokens have come in its text, by index.
     """
 
     model: str
@@ -103,7 +126,7 @@ class CompletionShape:
     echoes: Sequence[Echo]
     request_id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created_s: int = field(default_factory=lambda: int(time.time()))
-    text_lengths: dict[int, int] = field(default_factory=dict[int, int])
+    offsets: dict[int, TextOffset] = field(default_factory=dict[int, TextOffset])
 
     def opening(self, index: int) -> Sequence[Completion]:
         """Nothing: the first chunk has text already."""
@@ -111,7 +134,7 @@ class CompletionShape:
 
     def chunks(self, index: int, delta: AnswerDelta) -> Sequence[Completion]:
         """One chunk, if there is something to show."""
-        is_first = index not in self.text_lengths
+        is_first = index not in self.offsets
         choice = self._choice(index, delta)
         if choice.text or delta.logprobs or choice.finish_reason or (is_first and self.echoes):
             return [self._completion([choice], None if self.has_usage else UNSET)]
@@ -138,7 +161,7 @@ class CompletionShape:
         text = "" if self.is_prompt_only else delta.text
         tokens = () if self.is_prompt_only else delta.logprobs
         positions: list[TokenText | str] = [*tokens]
-        if index not in self.text_lengths and self.echoes:
+        if index not in self.offsets and self.echoes:
             echo = self.echoes[index]
             text = echo.text + text
             positions = [echo.first_token, *delta.prompt_logprobs, *tokens]
@@ -152,20 +175,18 @@ class CompletionShape:
         self, index: int, positions: Sequence[TokenText | str]
     ) -> CompletionLogprobs | None:
         """Log-probabilities of some positions; a bare text is a token that has none."""
-        offset = self.text_lengths.get(index, 0)
+        offset = self.offsets.setdefault(index, TextOffset())
         logprobs = CompletionLogprobs([], [], [], [])
         for position in positions:
             if isinstance(position, str):
-                text, logprob, top = position, None, None
+                text, raw, logprob, top = position, position.encode(), None, None
             else:
-                text, logprob = position.text, finite(position.logprob)
+                text, raw, logprob = position.text, position.raw, finite(position.logprob)
                 # The token itself is always among them, as clients look it up here.
                 top = {each.text: finite(each.logprob) for each in position.top}
                 top.setdefault(text, logprob)
             logprobs.tokens.append(text)
             logprobs.token_logprobs.append(logprob)
             logprobs.top_logprobs.append(top)
-            logprobs.text_offset.append(offset)
-            offset += len(text)
-        self.text_lengths[index] = offset
+            logprobs.text_offset.append(offset.pass_token(raw))
         return logprobs if self.has_logprobs else None
