@@ -71,6 +71,11 @@ class EngineClient:
         self._request_numbers = itertools.count()
 
     @property
+    def num_open(self) -> int:
+        """Answers that run or wait."""
+        return len(self._answers)
+
+    @property
     def is_ready(self) -> bool:
         """Requests are taken now."""
         return self._link is not None

@@ -154,7 +154,12 @@ async def limit_drain(server: uvicorn.Server, client: EngineClient) -> None:
     """End what is still open when the server was told to stop some time ago."""
     while not server.should_exit:
         await asyncio.sleep(DRAIN_POLL_S)
-    logger.info("Stopping; open requests may take up to %d s to end.", DRAIN_LIMIT_S)
+    if client.num_open:
+        logger.info(
+            "Stopping; %d open answers may take up to %d s to end.",
+            client.num_open,
+            DRAIN_LIMIT_S,
+        )
     await asyncio.sleep(DRAIN_LIMIT_S)
     client.disconnect(EngineStopping("The server is stopping; repeat the request elsewhere."))
 
