@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import stat
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def test_a_killed_child_comes_back_behind_the_port(model_folder: Path, victim: s
             extra_body={"ignore_eos": True},
         )
         assert next(iter(stream)).choices[0].text == "a"
+        while not server.metric("chiplet_output_tokens_total"):
+            time.sleep(0.05)
         server.child(victim).kill()
         with pytest.raises(openai.APIError) as caught:
             list(stream)
