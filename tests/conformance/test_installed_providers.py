@@ -7,7 +7,6 @@ import torch
 
 from chiplet.api import (
     AttentionRequest,
-    BuildContext,
     Dtype,
     KvSpec,
     LinearRequest,
@@ -16,7 +15,7 @@ from chiplet.api import (
 )
 from chiplet.config import DeviceOptions
 from chiplet.plugins import choose_device, discover, probe_all
-from chiplet.plugins.candidates import gather_candidates
+from chiplet.plugins.candidates import build_context, gather_candidates
 from chiplet.testing.conformance import (
     ATTENTION_CASES,
     check_attention,
@@ -36,8 +35,8 @@ def chosen(request):
 
 
 @pytest.fixture(scope="module")
-def context(chosen):
-    return BuildContext(chosen.platform)
+def context(chosen, candidates):
+    return build_context(chosen.platform, candidates)
 
 
 @pytest.fixture(scope="module")

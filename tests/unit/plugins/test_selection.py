@@ -4,9 +4,11 @@ import json
 import logging
 
 import pytest
+import torch
 
 from chiplet.api import (
     AttentionRequest,
+    BuildContext,
     Dtype,
     Feature,
     KvSpec,
@@ -167,6 +169,20 @@ def test_the_next_candidate_is_taken_when_a_build_fails(make_selector):
     (failed,) = [each for each in only_choice(selector).rejections if each.provider == "fails"]
     assert failed.reasons == ("build raised MemoryError: too little",)
     assert failed.pin == ""
+
+
+def test_a_provider_may_lean_on_the_reference(make_selector):
+    selector, (provider,) = make_selector(offer("leaning", Yes(Tier.GENERIC)))
+    provider.build = lambda request, context: context.reference(request)
+    impl = selector.linear(LINEAR)
+    weight, x = torch.randn(24, 8), torch.randn(3, 8)
+    torch.testing.assert_close(impl.run(x, impl.pack(weight, None)), x @ weight.T)
+    assert only_choice(selector).provider == "leaning"
+
+
+def test_a_context_made_by_hand_says_that_it_has_no_reference():
+    with pytest.raises(LookupError, match="pass reference="):
+        BuildContext(platform=None).reference(LINEAR)
 
 
 def test_a_request_is_answered_once_and_its_uses_are_counted(make_selector):

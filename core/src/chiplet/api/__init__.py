@@ -16,6 +16,7 @@ from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
 from chiplet.api.platform import DeviceProbe, DoneEvent, Event, HostFacts, MemoryInfo, Platform
 from chiplet.api.proposals import Check, CheckStatus, Proposal
 from chiplet.api.provider import BuildContext, Provider
+from chiplet.api.reference import Reference
 from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
@@ -55,6 +56,7 @@ __all__ = [
     "Proposal",
     "Provider",
     "Reason",
+    "Reference",
     "Tier",
     "Verdict",
     "Yes",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from chiplet.api.features import Feature
 from chiplet.api.platform import Platform
+from chiplet.api.reference import Reference, no_reference
 from chiplet.api.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ class BuildContext:
 
     Attributes:
         platform: the active platform.
+        reference: gives core's own implementation of a request, to lean on.
     """
 
     platform: Platform
+    reference: Reference = no_reference
 
     @property
     def torch_device(self) -> torch.device:

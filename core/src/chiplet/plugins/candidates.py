@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chiplet.api import (
     AttentionRequest,
+    BuildContext,
     DeviceProbe,
     LinearRequest,
     No,
     OpRequest,
+    Platform,
     Provider,
     Verdict,
     Yes,
@@ -79,6 +81,19 @@ def summary_of(request: Request) -> str:
             return f"{request.in_features} -> {request.out_features}{bias}, {request.dtype}"
         case OpRequest():
             return str(request.dtype)
+
+
+def build_context(
+    platform: Platform, candidates: Mapping[str, Sequence[Candidate]]
+) -> BuildContext:
+    """What providers build with: the platform, and the reference among the candidates."""
+
+    def reference(request: Any) -> Any:
+        family = operation_of(request).partition("/")[0]
+        core = next(each for each in candidates[family] if each.plugin.is_core)
+        return core.provider.build(request, BuildContext(platform))
+
+    return BuildContext(platform, reference)
 
 
 def gather_candidates(

@@ -14,7 +14,6 @@ from typing import Any
 from chiplet.api import (
     AttentionImpl,
     AttentionRequest,
-    BuildContext,
     LinearImpl,
     LinearRequest,
     No,
@@ -29,6 +28,7 @@ from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.candidates import (
     Candidate,
     Request,
+    build_context,
     gather_candidates,
     operation_of,
     summary_of,
@@ -69,10 +69,10 @@ class Selector:
         self._chosen = chosen
         self._is_strict = options.strict
         self._is_reference_platform = chosen.plugin_name == plugin_set.reference.distribution
-        self._context = BuildContext(chosen.platform)
         self._candidates = gather_candidates(
             plugin_set, chosen.probe, explicit=frozenset(map(normalized, options.plugins))
         )
+        self._context = build_context(chosen.platform, self._candidates)
         self._pins = parse_pins(options)
         self._bindings: dict[Request, _Binding] = {}
         self._warned: set[str] = set()
