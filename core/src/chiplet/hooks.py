@@ -14,6 +14,7 @@ import pluggy
 from chiplet.api import (
     AttentionProvider,
     Check,
+    CommunicationProvider,
     DeviceProbe,
     EngineConfig,
     HostFacts,
@@ -22,6 +23,7 @@ from chiplet.api import (
     OpProvider,
     Platform,
     Proposal,
+    Topology,
 )
 
 hookspec = pluggy.HookspecMarker("chiplet")
@@ -53,6 +55,11 @@ def linear(device: DeviceProbe) -> Sequence[LinearProvider]:  # pyright: ignore[
 @hookspec
 def ops(device: DeviceProbe) -> Sequence[OpProvider]:  # pyright: ignore[reportReturnType]
     """Providers of other operations for a device."""
+
+
+@hookspec
+def communication(device: DeviceProbe, topology: Topology) -> Sequence[CommunicationProvider]:  # pyright: ignore[reportReturnType]
+    """Providers of collectives for a device among the ranks of the engine."""
 
 
 @hookspec

@@ -8,6 +8,14 @@ from chiplet.api.attention import (
     KvLayout,
     KvSpec,
 )
+from chiplet.api.communication import (
+    CommunicationProvider,
+    CommunicationRequest,
+    Communicator,
+    GroupKind,
+    SpmdPlatform,
+    Topology,
+)
 from chiplet.api.features import Feature
 from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed
 from chiplet.api.markers import hookimpl
@@ -31,6 +39,9 @@ __all__ = [
     "BuildContext",
     "Check",
     "CheckStatus",
+    "CommunicationProvider",
+    "CommunicationRequest",
+    "Communicator",
     "DeviceProbe",
     "DoneEvent",
     "Dtype",
@@ -38,6 +49,7 @@ __all__ = [
     "Event",
     "Feature",
     "ForwardBatch",
+    "GroupKind",
     "HostFacts",
     "KvLayout",
     "KvSpec",
@@ -57,7 +69,9 @@ __all__ = [
     "Provider",
     "Reason",
     "Reference",
+    "SpmdPlatform",
     "Tier",
+    "Topology",
     "Verdict",
     "Yes",
     "hookimpl",

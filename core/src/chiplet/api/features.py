@@ -18,3 +18,7 @@ class Feature(StrEnum):
     """Attention: keys and values are cached in another type than the queries have."""
     BIAS = "bias"
     """Linear: a bias is added."""
+    CAPTURED_COLLECTIVES = "captured_collectives"
+    """Communication: collectives are recorded in device graphs and replayed."""
+    ONE_PROGRAM = "one_program"
+    """Communication: all ranks live in one process, whose program holds the collectives."""

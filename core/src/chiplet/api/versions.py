@@ -11,5 +11,6 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "attention": (0, 1),
     "linear": (0, 1),
     "ops": (0, 1),
+    "communication": (0, 1),
     "models": (0, 1),
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from chiplet.api import AttentionPlan, AttentionRequest, KvSpec
 from chiplet.layers.context import LayerContext
+from chiplet.parallel.sharding import share, share_or_repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class AttentionInputs:
 class PagedAttention:
     """Causal attention of one layer over its pages.
 
+    Heads are shared out among ranks. Where ranks outnumber the key heads, several hold the same.
+
     Attributes:
         request: what was asked of the bindings; layers with the same one form a group.
         impl: what they answered.
@@ -42,7 +45,10 @@ class PagedAttention:
         head_dim: int,
         window: int | None = None,
     ) -> None:
+        """Bind the layer; head counts are those of the whole model."""
         self._layer_index = layer_index
+        num_heads = share(num_heads, context.ranks.size, "attention heads")
+        num_kv_heads = share_or_repeat(num_kv_heads, context.ranks.size, "key heads")
         self.request = AttentionRequest(
             group="global" if window is None else "window",
             num_heads=num_heads,
@@ -60,6 +66,16 @@ class PagedAttention:
         )
         self.impl = context.bindings.attention(self.request)
         self._run = self.impl.run
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of this rank's heads.
+
+        Shapes: qkv `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`; returns views
+        `[num_tokens, num_heads, head_dim]` and two of `[num_tokens, num_kv_heads, head_dim]`.
+        """
+        request = self.request
+        heads = qkv.unflatten(1, (-1, request.head_dim))
+        return heads.split([request.num_heads, request.num_kv_heads, request.num_kv_heads], dim=1)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
         """Shapes: q and result `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens,

@@ -9,6 +9,7 @@ import torch
 from chiplet.api import Dtype, OpImpl, OpRequest
 from chiplet.api.ops import Op
 from chiplet.layers.bindings import Bindings
+from chiplet.parallel.group import RankGroup
 
 _TORCH_DTYPES = {
     Dtype.FLOAT32: torch.float32,
@@ -33,6 +34,7 @@ class LayerContext:
         page_size: tokens per KV page.
         max_positions: positions that a sequence may have.
         device: where weights go.
+        ranks: those that share the model's layers.
     """
 
     bindings: Bindings
@@ -41,6 +43,7 @@ class LayerContext:
     page_size: int
     max_positions: int
     device: torch.device
+    ranks: RankGroup = RankGroup()
 
     def op(self, op: Op, dtype: Dtype | None = None) -> OpImpl:
         """The callable that serves an operation on activations."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from chiplet.api import Op
 from chiplet.layers.context import LayerContext
 from chiplet.layers.linear import Linear
+from chiplet.parallel.sharding import Shard
 
 
 class GatedMlp:
@@ -26,6 +27,7 @@ class GatedMlp:
             in_features=hidden_size,
             parts={"gate": intermediate_size, "up": intermediate_size},
             has_bias=has_bias,
+            shard=Shard.OUTPUT,
         )
         self.down_proj = Linear(
             context,
@@ -33,6 +35,7 @@ class GatedMlp:
             in_features=intermediate_size,
             parts={"weight": hidden_size},
             has_bias=has_bias,
+            shard=Shard.INPUT,
         )
         self._silu_mul = context.op(Op.SILU_MUL)
 

@@ -19,6 +19,7 @@ from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.norm import RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
 from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.parallel.sharding import Shard
 
 
 class LlamaAttention:
@@ -41,6 +42,8 @@ class LlamaAttention:
                 "v": config.num_kv_heads * config.head_dim,
             },
             has_bias=config.attention_bias,
+            shard=Shard.OUTPUT,
+            unit=config.head_dim,
         )
         self.o_proj = Linear(
             context,
@@ -48,6 +51,8 @@ class LlamaAttention:
             in_features=config.num_heads * config.head_dim,
             parts={"weight": config.hidden_size},
             has_bias=config.attention_bias,
+            shard=Shard.INPUT,
+            unit=config.head_dim,
         )
         self.attend = PagedAttention(
             context,
@@ -58,13 +63,10 @@ class LlamaAttention:
             window=config.sliding_window,
         )
         self._rotary = rotary
-        self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self._head_dim = config.head_dim
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
         """Shapes: x and result `[num_tokens, hidden_size]`; positions `[num_tokens] int32`."""
-        heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
-        q, k, v = heads.split(self._heads, dim=1)
+        q, k, v = self.attend.split(self.qkv_proj(x))
         q, k = self._rotary(q, k, positions)
         return self.o_proj(self.attend(q, k, v, attention).flatten(1))
 
@@ -137,7 +139,11 @@ class LlamaForCausalLM:
         ]
         self.norm = RmsNorm(context, hidden_size=hidden_size, eps=config.rms_norm_eps)
         self.lm_head = Linear(
-            context, "lm_head", in_features=hidden_size, parts={"weight": vocab_size}
+            context,
+            "lm_head",
+            in_features=hidden_size,
+            parts={"weight": vocab_size},
+            shard=Shard.GATHERED,
         )
         self._is_tied = config.tie_word_embeddings
 

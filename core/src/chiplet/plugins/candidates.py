@@ -10,12 +10,14 @@ from typing import Any
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    CommunicationRequest,
     DeviceProbe,
     LinearRequest,
     No,
     OpRequest,
     Platform,
     Provider,
+    Topology,
     Verdict,
     Yes,
 )
@@ -25,9 +27,9 @@ from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("attention", "linear", "ops")
+FAMILIES = ("attention", "linear", "ops", "communication")
 
-Request = AttentionRequest | LinearRequest | OpRequest
+Request = AttentionRequest | LinearRequest | OpRequest | CommunicationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def operation_of(request: Request) -> str:
             return f"linear/{request.role}"
         case OpRequest():
             return f"ops/{request.op}"
+        case CommunicationRequest():
+            return f"communication/{request.group}"
 
 
 def summary_of(request: Request) -> str:
@@ -81,6 +85,9 @@ def summary_of(request: Request) -> str:
             return f"{request.in_features} -> {request.out_features}{bias}, {request.dtype}"
         case OpRequest():
             return str(request.dtype)
+        case CommunicationRequest():
+            place = "in one program" if request.is_one_program else "a process each"
+            return f"{request.world_size} ranks, {place}, {request.dtype}"
 
 
 def build_context(
@@ -97,7 +104,11 @@ def build_context(
 
 
 def gather_candidates(
-    plugin_set: PluginSet, device: DeviceProbe, *, explicit: frozenset[str]
+    plugin_set: PluginSet,
+    device: DeviceProbe,
+    *,
+    explicit: frozenset[str],
+    topology: Topology = Topology(),
 ) -> Mapping[str, tuple[Candidate, ...]]:
     """Providers of every plugin for a device, by family.
 
@@ -108,13 +119,15 @@ def gather_candidates(
         ConfigError: two plugins offer a provider of the same name.
         PluginError: a hook of an explicitly requested plugin raises.
     """
+    arguments: dict[str, dict[str, object]] = {family: {"device": device} for family in FAMILIES}
+    arguments["communication"]["topology"] = topology
     return {
         family: _distinct(
             family,
             [
                 candidate
                 for plugin in plugin_set.loaded
-                for candidate in _offers(plugin, family, device, explicit)
+                for candidate in _offers(plugin, family, arguments[family], explicit)
             ],
         )
         for family in FAMILIES
@@ -122,10 +135,10 @@ def gather_candidates(
 
 
 def _offers(
-    plugin: Plugin, family: str, device: DeviceProbe, explicit: frozenset[str]
+    plugin: Plugin, family: str, arguments: Mapping[str, object], explicit: frozenset[str]
 ) -> Iterator[Candidate]:
     try:
-        providers = tuple(plugin.call(family, device=device) or ())
+        providers = tuple(plugin.call(family, **arguments) or ())
         # Touched here, so that a malformed provider fails as its plugin's hook.
         assert all(each.name and isinstance(each.accepts, frozenset) for each in providers), (
             "a provider needs a name, and a frozenset of features that it accepts"

@@ -14,12 +14,15 @@ from typing import Any
 from chiplet.api import (
     AttentionImpl,
     AttentionRequest,
+    CommunicationRequest,
+    Communicator,
     LinearImpl,
     LinearRequest,
     No,
     Op,
     OpImpl,
     OpRequest,
+    Topology,
     Verdict,
     Yes,
 )
@@ -59,7 +62,13 @@ class _Binding:
 class Selector:
     """Answers requests with implementations; see `chiplet.layers.bindings.Bindings`."""
 
-    def __init__(self, plugin_set: PluginSet, chosen: ChosenDevice, options: DeviceOptions) -> None:
+    def __init__(
+        self,
+        plugin_set: PluginSet,
+        chosen: ChosenDevice,
+        options: DeviceOptions,
+        topology: Topology = Topology(),
+    ) -> None:
         """Ask every plugin for its providers.
 
         Raises:
@@ -70,7 +79,10 @@ class Selector:
         self._is_strict = options.strict
         self._is_reference_platform = chosen.plugin_name == plugin_set.reference.distribution
         self._candidates = gather_candidates(
-            plugin_set, chosen.probe, explicit=frozenset(map(normalized, options.plugins))
+            plugin_set,
+            chosen.probe,
+            explicit=frozenset(map(normalized, options.plugins)),
+            topology=topology,
         )
         self._context = build_context(chosen.platform, self._candidates)
         self._pins = parse_pins(options)
@@ -90,6 +102,10 @@ class Selector:
 
     def op(self, request: OpRequest) -> OpImpl:
         """The callable that serves an operation."""
+        return self._answer(request)
+
+    def communicator(self, request: CommunicationRequest) -> Communicator:
+        """The collectives of a group of ranks."""
         return self._answer(request)
 
     def seal(self) -> None:

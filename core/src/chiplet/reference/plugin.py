@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from chiplet.api import (
     AttentionProvider,
+    CommunicationProvider,
     DeviceProbe,
     HostFacts,
     LinearProvider,
     OpProvider,
     Platform,
+    Topology,
     hookimpl,
 )
 
@@ -58,3 +60,11 @@ def ops(device: DeviceProbe) -> Sequence[OpProvider]:
     from chiplet.reference.ops import ReferenceOps  # noqa: PLC0415
 
     return [ReferenceOps()]
+
+
+@hookimpl
+def communication(device: DeviceProbe, topology: Topology) -> Sequence[CommunicationProvider]:
+    """The reference, for any device."""
+    from chiplet.reference.communication import ReferenceCommunication  # noqa: PLC0415
+
+    return [ReferenceCommunication(topology)]

@@ -1,0 +1,1 @@
+"""Groups of ranks, and how layers are cut among them."""
