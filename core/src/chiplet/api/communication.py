@@ -49,6 +49,10 @@ class Topology:
         return len(self.local_ranks) == self.world_size
 
 
+ONE_PROCESS = Topology()
+"""A single rank."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommunicationRequest:
     """One group of ranks. Every rank of the group asks with an equal request.

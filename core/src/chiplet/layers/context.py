@@ -9,7 +9,7 @@ import torch
 from chiplet.api import Dtype, OpImpl, OpRequest
 from chiplet.api.ops import Op
 from chiplet.layers.bindings import Bindings
-from chiplet.parallel.group import RankGroup
+from chiplet.parallel.group import ONE_RANK, RankGroup
 
 _TORCH_DTYPES = {
     Dtype.FLOAT32: torch.float32,
@@ -43,7 +43,7 @@ class LayerContext:
     page_size: int
     max_positions: int
     device: torch.device
-    ranks: RankGroup = RankGroup()
+    ranks: RankGroup = ONE_RANK
 
     def op(self, op: Op, dtype: Dtype | None = None) -> OpImpl:
         """The callable that serves an operation on activations."""

@@ -61,3 +61,7 @@ class RankGroup:
         if self.join_shards is None:
             return shards[0]
         return join_trees(shards, self.join_shards)
+
+
+ONE_RANK = RankGroup()
+"""The group of a model that is not shared."""

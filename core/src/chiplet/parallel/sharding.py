@@ -52,9 +52,9 @@ class Cut:
         Raises:
             ModelError: the cut does not fall between two steps.
         """
-        steps = tensor.shape[self.dim]
         if self.width == self.length:
             return tensor
+        steps = tensor.shape[self.dim]
         start, stop = self.starts[rank], min(self.starts[rank] + self.width, self.length)
         if start >= self.length:
             start = stop = self.length

@@ -21,6 +21,7 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
+from chiplet.api.communication import ONE_PROCESS
 from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.discovery import normalized
 from chiplet.plugins.plugin_set import Plugin, PluginSet
@@ -108,7 +109,7 @@ def gather_candidates(
     device: DeviceProbe,
     *,
     explicit: frozenset[str],
-    topology: Topology = Topology(),
+    topology: Topology = ONE_PROCESS,
 ) -> Mapping[str, tuple[Candidate, ...]]:
     """Providers of every plugin for a device, by family.
 

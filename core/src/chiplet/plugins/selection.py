@@ -26,6 +26,7 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
+from chiplet.api.communication import ONE_PROCESS
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.candidates import (
@@ -67,7 +68,7 @@ class Selector:
         plugin_set: PluginSet,
         chosen: ChosenDevice,
         options: DeviceOptions,
-        topology: Topology = Topology(),
+        topology: Topology = ONE_PROCESS,
     ) -> None:
         """Ask every plugin for its providers.
 

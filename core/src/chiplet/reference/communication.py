@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,16 +36,19 @@ class PlainCommunicator:
         self._rank = rank
         self._size = size
         self._rendezvous = rendezvous
-        self._group: dist.ProcessGroupGloo | None = None
+        self._group: Any = None
 
     def connect(self) -> None:
         """Meet the other ranks at a file in the rendezvous folder."""
-        store = dist.FileStore(str(self._rendezvous), self._size)
-        options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportPrivateUsage] - the only way to name the interface
+        store = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage] - public, and not listed
+            str(self._rendezvous), self._size
+        )
+        gloo: Any = dist.ProcessGroupGloo  # typed in part only
+        options = gloo._Options()
         # The loopback interface: ranks share this host, and nobody else is to connect.
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=_LOOPBACK)]  # pyright: ignore[reportPrivateUsage]
+        options._devices = [gloo.create_device(hostname=_LOOPBACK)]
         options._timeout = _CONNECT_TIMEOUT
-        self._group = dist.ProcessGroupGloo(store, self._rank, self._size, options)
+        self._group = gloo(store, self._rank, self._size, options)
 
     def close(self) -> None:
         """Drop the connections."""
@@ -60,7 +64,7 @@ class PlainCommunicator:
         """Every rank's tensor, `[size, *x.shape]`."""
         mine = _to_host(x)
         all_of_them = torch.empty((self._size, *x.shape), dtype=x.dtype)
-        self._connected()._allgather_base(all_of_them, mine).wait()
+        self._connected()._allgather_base(all_of_them.view(-1), mine.view(-1)).wait()
         return all_of_them.to(x.device)
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ class PlainCommunicator:
         """`x[rank]` of every rank."""
         mine = _to_host(x)
         result = torch.empty_like(mine)
-        self._connected().alltoall_base(result, mine, [], []).wait()
+        self._connected().alltoall_base(result.view(-1), mine.view(-1), [], []).wait()
         return result.to(x.device)
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
@@ -94,7 +98,7 @@ class PlainCommunicator:
         """Return when all ranks have called it."""
         self._connected().barrier().wait()
 
-    def _connected(self) -> dist.ProcessGroupGloo:
+    def _connected(self) -> Any:
         assert self._group is not None, "connect() comes before any collective"
         return self._group
 

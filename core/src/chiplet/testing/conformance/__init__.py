@@ -3,6 +3,7 @@
     check_attention(provider, request, context, case)
     check_linear(provider, request, context, num_tokens=7)
     check_op(provider, request, context)
+    check_communicator(communicator, rank, size, dtype, device)   on every rank at once
 
 Each raises AssertionError with what was compared. A provider that refuses a request is checked for
 a reason, and nothing else.
@@ -15,6 +16,7 @@ from chiplet.testing.conformance.attention import (
     check_attention,
     check_layout,
 )
+from chiplet.testing.conformance.communication import check_communicator
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.ops import check_op
 from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
@@ -28,6 +30,7 @@ __all__ = [
     "AttentionCase",
     "assert_close",
     "check_attention",
+    "check_communicator",
     "check_layout",
     "check_linear",
     "check_op",
