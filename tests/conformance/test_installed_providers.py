@@ -18,6 +18,7 @@ from chiplet.plugins import choose_device, discover, probe_all
 from chiplet.plugins.candidates import build_context, gather_candidates
 from chiplet.testing.conformance import (
     ATTENTION_CASES,
+    WEIGHT_SCHEMES,
     check_attention,
     check_layout,
     check_linear,
@@ -107,6 +108,20 @@ def test_layouts_keep_pages(candidates, context, dtype, page_size):
 def test_linear_matches_the_reference(candidates, context, shape, has_bias, num_tokens, dtype):
     request = LinearRequest(
         role="test", in_features=shape[0], out_features=shape[1], dtype=dtype, has_bias=has_bias
+    )
+    served = [
+        check_linear(each.provider, request, context, num_tokens=num_tokens)
+        for each in candidates["linear"]
+    ]
+    assert any(served)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("num_tokens", [1, 33])
+@pytest.mark.parametrize("scheme", WEIGHT_SCHEMES, ids=str)
+def test_quantized_linear_matches_the_reference(candidates, context, scheme, num_tokens, dtype):
+    request = LinearRequest(
+        role="test", in_features=256, out_features=192, dtype=dtype, has_bias=True, scheme=scheme
     )
     served = [
         check_linear(each.provider, request, context, num_tokens=num_tokens)

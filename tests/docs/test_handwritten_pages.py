@@ -18,6 +18,7 @@ from chiplet.api import (
     DeviceProbe,
     Dtype,
     LinearRequest,
+    LinearWeights,
     No,
     Yes,
 )
@@ -142,4 +143,6 @@ def test_the_plugin_of_the_manual_works() -> None:
     assert isinstance(provider.assess(refused), No)
     layer = provider.build(request, BuildContext(platform=None))
     weight, x = torch.randn(2, 3), torch.randn(4, 3)
-    torch.testing.assert_close(layer.run(x, layer.pack(weight, None)), x @ weight.T)
+    torch.testing.assert_close(
+        layer.run(x, layer.pack(LinearWeights(scheme=None, weight=weight))), x @ weight.T
+    )

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from chiplet.formats.gguf_file import TENSOR_TYPES
-from chiplet.formats.gguf_quants import dequantise
+from chiplet.reference.gguf_blocks import dequantize as dequantize_blocks
 
 # Where the half-precision numbers stand; random bits there would make NaN and infinity.
 HALVES = {
@@ -36,7 +36,7 @@ def test_random_groups(type_id: int) -> None:
     if kind.name in ("F32", "BF16"):
         groups[:, -1] = 0x3F  # keeps the exponent finite
     expected = dequantize(groups.reshape(-1), GGMLQuantizationType(type_id))
-    got = dequantise(torch.from_numpy(groups), kind.name)
+    got = dequantize_blocks(torch.from_numpy(groups), kind.name)
     assert got.dtype == torch.float32
     assert got.shape == (257, kind.group_elements)
     np.testing.assert_array_equal(got.numpy().reshape(-1), expected.reshape(-1))

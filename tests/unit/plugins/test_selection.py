@@ -13,6 +13,7 @@ from chiplet.api import (
     Feature,
     KvSpec,
     LinearRequest,
+    LinearWeights,
     No,
     Op,
     OpRequest,
@@ -176,7 +177,8 @@ def test_a_provider_may_lean_on_the_reference(make_selector):
     provider.build = lambda request, context: context.reference(request)
     impl = selector.linear(LINEAR)
     weight, x = torch.randn(24, 8), torch.randn(3, 8)
-    torch.testing.assert_close(impl.run(x, impl.pack(weight, None)), x @ weight.T)
+    packed = impl.pack(LinearWeights(scheme=None, weight=weight))
+    torch.testing.assert_close(impl.run(x, packed), x @ weight.T)
     assert only_choice(selector).provider == "leaning"
 
 

@@ -24,6 +24,14 @@ from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
 from chiplet.api.platform import DeviceProbe, DoneEvent, Event, HostFacts, MemoryInfo, Platform
 from chiplet.api.proposals import Check, CheckStatus, Proposal
 from chiplet.api.provider import BuildContext, Provider
+from chiplet.api.quantization import (
+    Activations,
+    BlockShape,
+    Coding,
+    Granularity,
+    LinearWeights,
+    WeightScheme,
+)
 from chiplet.api.reference import Reference
 from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
@@ -32,16 +40,19 @@ from chiplet.forward_batch import ForwardBatch
 
 __all__ = [
     "INTERFACE_VERSIONS",
+    "Activations",
     "AttentionImpl",
     "AttentionPlan",
     "AttentionProvider",
     "AttentionRequest",
+    "BlockShape",
     "BuildContext",
     "Check",
     "CheckStatus",
     "CommunicationProvider",
     "CommunicationRequest",
     "Communicator",
+    "Coding",
     "DeviceProbe",
     "DoneEvent",
     "Dtype",
@@ -50,12 +61,14 @@ __all__ = [
     "Feature",
     "ForwardBatch",
     "GroupKind",
+    "Granularity",
     "HostFacts",
     "KvLayout",
     "KvSpec",
     "LinearImpl",
     "LinearProvider",
     "LinearRequest",
+    "LinearWeights",
     "MemoryInfo",
     "ModelEntry",
     "No",
@@ -73,6 +86,7 @@ __all__ = [
     "Tier",
     "Topology",
     "Verdict",
+    "WeightScheme",
     "Yes",
     "hookimpl",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chiplet.api.features import Feature
 from chiplet.api.provider import Provider
+from chiplet.api.quantization import LinearWeights, WeightScheme
 from chiplet.config import Dtype
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ class LinearRequest:
         role: the name in `--use linear/ROLE=NAME`, like 'qkv_proj'.
         in_features: K.
         out_features: N.
-        dtype: type of weight, input and output.
+        dtype: type of input, output, bias and plain weights.
         has_bias: a bias is added.
+        scheme: how the weight is quantized; None for plain weights.
     """
 
     role: str
@@ -30,11 +32,13 @@ class LinearRequest:
     out_features: int
     dtype: Dtype
     has_bias: bool = False
+    scheme: WeightScheme | None = None
 
     @property
     def features(self) -> frozenset[Feature]:
         """What goes beyond the plain case."""
-        return frozenset({Feature.BIAS}) if self.has_bias else frozenset()
+        found = frozenset[Feature]() if self.scheme is None else self.scheme.features
+        return found | {Feature.BIAS} if self.has_bias else found
 
 
 Packed = Any
@@ -44,12 +48,11 @@ Packed = Any
 class LinearImpl(Protocol):
     """One linear layer's arithmetic."""
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    def pack(self, weights: LinearWeights) -> Packed:
         """Weights in the form that `run` takes; called once per layer.
 
-        May keep `weight` itself; core drops its own reference afterwards.
-
-        Shapes: weight `[out_features, in_features]`, contiguous; bias `[out_features]`.
+        May keep the tensors themselves; core drops its own references afterwards. Their scheme
+        is that of the request, their shapes are those of `chiplet.api.quantization`.
         """
         ...
 

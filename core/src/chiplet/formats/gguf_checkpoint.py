@@ -13,8 +13,8 @@ from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.gguf_config import ROPE_FACTORS, read_gguf_config
 from chiplet.formats.gguf_file import GgufFile, GgufTensor
-from chiplet.formats.gguf_quants import dequantise
 from chiplet.formats.tensor_reading import fill_in_pieces, read_bytes_into
+from chiplet.reference.gguf_blocks import dequantize
 
 _TOP_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -75,7 +75,7 @@ class GgufCheckpoint:
             groups = torch.empty(end - begin, kind.group_bytes, dtype=torch.uint8)
             offset_bytes = tensor.offset_bytes + begin * kind.group_bytes
             read_bytes_into(file, offset_bytes, groups, self._path)
-            return dequantise(groups, kind.name)
+            return dequantize(groups, kind.name)
 
         fill_in_pieces(target, kind.group_elements, read_groups)
         return target

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from chiplet.api import LinearRequest, Packed
+from chiplet.api import LinearRequest, LinearWeights, Packed
 from chiplet.layers.context import LayerContext
 from chiplet.layers.weights import Shape
 from chiplet.parallel.sharding import Cut, Shard, cut_evenly, cut_or_repeat, cut_padded
@@ -86,9 +86,7 @@ class Linear:
         for rank, raw in zip(self._ranks.local_ranks, self._raw, strict=True):
             raw.put(part, self._slice(part, tensor, rank))
         if not self._raw[0].missing:
-            self._packed = self._ranks.join(
-                [self._impl.pack(raw.weight, raw.bias) for raw in self._raw]
-            )
+            self._packed = self._ranks.join([self._impl.pack(raw.weights()) for raw in self._raw])
             for raw in self._raw:
                 raw.drop()
 
@@ -165,6 +163,10 @@ class _RawWeights:
             self.weight = self._context.empty(*self._shape)
         if self.bias is None and self._has_bias:
             self.bias = self._context.empty(self._shape[0])
+
+    def weights(self) -> LinearWeights:
+        """What has come, for packing."""
+        return LinearWeights(scheme=None, weight=self.weight, bias=self.bias)
 
     def drop(self) -> None:
         """Forget the tensors; the packed form has what is needed."""

@@ -83,7 +83,9 @@ def summary_of(request: Request) -> str:
             return f"{heads}, {request.dtype}, pages of {request.kv.page_size}{window}"
         case LinearRequest():
             bias = " + bias" if request.has_bias else ""
-            return f"{request.in_features} -> {request.out_features}{bias}, {request.dtype}"
+            scheme = f" ({request.scheme})" if request.scheme is not None else ""
+            shape = f"{request.in_features} -> {request.out_features}"
+            return f"{shape}{bias}, {request.dtype}{scheme}"
         case OpRequest():
             return str(request.dtype)
         case CommunicationRequest():

@@ -1,32 +1,65 @@
-"""Reference linear layer: one matrix product."""
+"""Reference linear layer: one matrix product, of dequantized weights where they are quantized."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chiplet.api import BuildContext, Feature, LinearRequest, Tier, Verdict, Yes
-
-
-class PlainWeights(NamedTuple):
-    """Weights as they came: weight `[out_features, in_features]`, bias `[out_features]`."""
-
-    weight: Tensor
-    bias: Tensor | None
+from chiplet.api import (
+    Activations,
+    BuildContext,
+    Feature,
+    LinearRequest,
+    LinearWeights,
+    Tier,
+    Verdict,
+    Yes,
+)
+from chiplet.reference.quantization import dequantize, quantize_activations
 
 
 class PlainLinear:
     """y = x W^T + b on weights as they came."""
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> PlainWeights:
-        """Keeps both tensors."""
-        return PlainWeights(weight, bias)
+    def pack(self, weights: LinearWeights) -> LinearWeights:
+        """Keeps the tensors."""
+        return weights
 
-    def run(self, x: Tensor, packed: PlainWeights) -> Tensor:
+    def run(self, x: Tensor, packed: LinearWeights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
         return F.linear(x, packed.weight, packed.bias)
+
+
+class DequantizingLinear:
+    """y = x W^T + b on quantized weights, dequantized anew in each call."""
+
+    def pack(self, weights: LinearWeights) -> LinearWeights:
+        """Keeps the tensors."""
+        return weights
+
+    def run(self, x: Tensor, packed: LinearWeights) -> Tensor:
+        """The product; see `chiplet.api.LinearImpl.run`."""
+        return quantized_product(x, packed).to(x.dtype)
+
+
+def quantized_product(
+    x: Tensor, weights: LinearWeights, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """What a quantized layer gives, computed in `dtype`.
+
+    Shapes: x `[num_tokens, K]`; returns `[num_tokens, N]`.
+    """
+    scheme = weights.scheme
+    assert scheme is not None
+    values = x.to(dtype)
+    if scheme.activations is not Activations.KEPT:
+        codes, scale = quantize_activations(x, scheme, weights.input_scale)
+        values = codes.to(dtype) * scale.to(dtype)
+    bias = None if weights.bias is None else weights.bias.to(dtype)
+    return F.linear(values, dequantize(replace(weights, bias=None)).to(dtype), bias)
 
 
 class ReferenceLinear:
@@ -37,8 +70,10 @@ class ReferenceLinear:
 
     def assess(self, request: LinearRequest) -> Verdict:
         """Always yes, with the lowest score."""
-        return Yes(Tier.REFERENCE)
+        return Yes(Tier.REFERENCE, "" if request.scheme is None else "dequantizes in each step")
 
-    def build(self, request: LinearRequest, context: BuildContext) -> PlainLinear:
-        """The plain product."""
-        return PlainLinear()
+    def build(
+        self, request: LinearRequest, context: BuildContext
+    ) -> PlainLinear | DequantizingLinear:
+        """The plain product, or that of dequantized weights."""
+        return PlainLinear() if request.scheme is None else DequantizingLinear()

@@ -19,6 +19,7 @@ from chiplet.testing.conformance.attention import (
 from chiplet.testing.conformance.communication import check_communicator
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.ops import check_op
+from chiplet.testing.conformance.schemes import WEIGHT_SCHEMES
 from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
 from chiplet.testing.conformance.verdict import is_served
 
@@ -27,6 +28,7 @@ __all__ = [
     "EPSILON",
     "REFERENCE_OPS",
     "TORCH_DTYPES",
+    "WEIGHT_SCHEMES",
     "AttentionCase",
     "assert_close",
     "check_attention",

@@ -8,7 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chiplet.api import BuildContext, Dtype, Feature, LinearRequest, No, Tier, Verdict, Yes
+from chiplet.api import (
+    BuildContext,
+    Dtype,
+    Feature,
+    LinearRequest,
+    LinearWeights,
+    No,
+    Tier,
+    Verdict,
+    Yes,
+)
 
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise")
 
@@ -27,13 +37,13 @@ class OneDnnLinear:
         self._reorder: Callable[[Tensor], Tensor] = torch.ops.mkldnn._reorder_linear_weight
         self._linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> PackedWeights:
-        """A packed copy; `weight` is not kept.
+    def pack(self, weights: LinearWeights) -> PackedWeights:
+        """A packed copy; the weight itself is not kept.
 
         No hint of the number of rows is given: on AVX512_BF16 the order chosen without one is as
         fast as any, at 1, 8, 64 and 512 rows.
         """
-        return PackedWeights(self._reorder(weight), bias)
+        return PackedWeights(self._reorder(weights.weight), weights.bias)
 
     def run(self, x: Tensor, packed: PackedWeights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""

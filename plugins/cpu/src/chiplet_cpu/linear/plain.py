@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from chiplet.api import BuildContext, Feature, LinearRequest, Tier, Verdict, Yes
+from chiplet.api import BuildContext, Feature, LinearRequest, LinearWeights, Tier, Verdict, Yes
 
 
 class Weights(NamedTuple):
@@ -20,9 +20,9 @@ class Weights(NamedTuple):
 class TorchLinear:
     """y = x W^T + b."""
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> Weights:
+    def pack(self, weights: LinearWeights) -> Weights:
         """Keeps both tensors."""
-        return Weights(weight, bias)
+        return Weights(weights.weight, weights.bias)
 
     def run(self, x: Tensor, packed: Weights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""

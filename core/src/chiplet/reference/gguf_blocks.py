@@ -1,4 +1,4 @@
-"""Dequantisation of GGUF tensors: bytes to float32, all groups at once.
+"""Dequantization of GGUF tensors: bytes to float32, all groups at once.
 
 Each function takes `[num_groups, group_bytes] uint8` and gives `[num_groups, group_elements]
 float32`. Legend: d scale, m minimum, q quantised values.
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 
-def dequantise(groups: Tensor, type_name: str) -> Tensor:
+def dequantize(groups: Tensor, type_name: str) -> Tensor:
     """The values of stored groups.
 
     Shapes: `groups` is `[num_groups, group_bytes] uint8`, contiguous; the result is
         `[num_groups, group_elements] float32`.
     """
-    return _DEQUANTISERS[type_name](groups)
+    return _DEQUANTIZERS[type_name](groups)
 
 
 def _floats(groups: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,7 +39,7 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 def _fifth_bits(packed: Tensor) -> Tensor:
     """Bit i of each group's four bytes as a value of 0 or 16, `[num_groups, 32]`."""
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed.unsqueeze(-1) >> shifts) & 1
     return bits.flatten(1) << 4
 
@@ -99,7 +99,7 @@ def _q4_k(groups: Tensor) -> Tensor:
 def _q5_k(groups: Tensor) -> Tensor:
     q = _nibbles(groups[:, 48:].unflatten(1, (4, 32))).reshape(-1, 8, 32)
     # Bit s of the 32 high bytes belongs to subgroup s.
-    shifts = torch.arange(8, dtype=torch.uint8).unsqueeze(-1)
+    shifts = torch.arange(8, dtype=torch.uint8, device=groups.device).unsqueeze(-1)
     high = (groups[:, 16:48].unsqueeze(1) >> shifts) & 1
     return _k_values(q | (high << 4), groups)
 
@@ -107,14 +107,14 @@ def _q5_k(groups: Tensor) -> Tensor:
 def _q6_k(groups: Tensor) -> Tensor:
     # Two halves of 128 values: 64 bytes of low halves and 32 bytes of pairs of high bits each.
     low = _nibbles(groups[:, :128].unflatten(1, (2, 64))).unflatten(2, (4, 32))
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).unsqueeze(-1)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=groups.device).unsqueeze(-1)
     high = (groups[:, 128:192].unflatten(1, (2, 1, 32)) >> shifts) & 3
     q = (low | (high << 4)).to(torch.float32).sub_(32).reshape(-1, 16, 16)
     scales = _floats(groups[:, 192:208], torch.int8).mul_(_half(groups, 208))
     return q.mul_(scales.unsqueeze(-1)).flatten(1)
 
 
-_DEQUANTISERS: dict[str, Callable[[Tensor], Tensor]] = {
+_DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": lambda groups: _floats(groups, torch.float32),
     "F16": lambda groups: _floats(groups, torch.float16),
     "BF16": lambda groups: _floats(groups, torch.bfloat16),
