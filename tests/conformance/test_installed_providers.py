@@ -10,6 +10,7 @@ from chiplet.api import (
     Dtype,
     KvSpec,
     LinearRequest,
+    MoeRequest,
     Op,
     OpRequest,
 )
@@ -19,9 +20,11 @@ from chiplet.plugins.candidates import build_context, gather_candidates
 from chiplet.testing.conformance import (
     ATTENTION_CASES,
     WEIGHT_SCHEMES,
+    MoeLoad,
     check_attention,
     check_layout,
     check_linear,
+    check_moe,
     check_op,
 )
 
@@ -131,6 +134,26 @@ def test_quantized_linear_matches_the_reference(candidates, context, scheme, num
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("num_tokens", [1, 7, 129])
+@pytest.mark.parametrize("load", list(MoeLoad))
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_moe_matches_the_reference(candidates, context, renormalize, load, num_tokens, dtype):
+    request = MoeRequest(
+        hidden_size=48,
+        intermediate_size=20,
+        num_experts=8,
+        top_k=3,
+        renormalize=renormalize,
+        dtype=dtype,
+    )
+    served = [
+        check_moe(each.provider, request, context, num_tokens=num_tokens, load=load)
+        for each in candidates["moe"]
+    ]
+    assert any(served)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
 @pytest.mark.parametrize("num_rows", [1, 7, 200])
 @pytest.mark.parametrize("op", list(Op))
 def test_op_matches_the_reference(candidates, context, op, num_rows, dtype):
@@ -162,7 +185,7 @@ def test_a_cache_of_another_type_is_served_by_someone(candidates, context, kv_dt
 
 
 def test_reference_is_always_a_candidate(candidates):
-    for family in ("attention", "linear", "ops"):
+    for family in ("attention", "linear", "moe", "ops", "communication"):
         assert "reference" in {each.name for each in candidates[family]}
 
 

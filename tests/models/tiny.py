@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from chiplet.config import EngineConfig
 from chiplet.request import RequestOutput
@@ -40,6 +51,14 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+QWEN3_EXPERTS = {
+    "head_dim": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": False,
+}
+
 KINDS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama-untied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "llama-tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
@@ -51,6 +70,14 @@ KINDS: dict[str, tuple[type, type, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
     ),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, "head_dim": 16}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+    "qwen3-moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, QWEN3_EXPERTS | {"norm_topk_prob": True}),
+    "qwen3-moe-plain": (Qwen3MoeConfig, Qwen3MoeForCausalLM, QWEN3_EXPERTS),
+    "mixtral": (
+        MixtralConfig,
+        MixtralForCausalLM,
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
     "mistral-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 9}),
 }
 

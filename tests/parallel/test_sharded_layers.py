@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from chiplet.api import BuildContext, Dtype
+from chiplet.config import ExpertsConfig
 from chiplet.errors import ConfigError, ModelError
 from chiplet.layers.context import LayerContext
 from chiplet.layers.embedding import Embedding
 from chiplet.layers.linear import Linear
+from chiplet.layers.moe import SparseMlp
 from chiplet.parallel.group import ONE_RANK, RankGroup
 from chiplet.parallel.sharding import (
     Cut,
@@ -24,6 +26,7 @@ from chiplet.parallel.sharding import (
 )
 from chiplet.parallel.trees import join_trees
 from chiplet.reference.linear import ReferenceLinear
+from chiplet.reference.moe import ReferenceMoe
 from chiplet.reference.ops import REFERENCE_OPS
 from tests.parallel.threads import on_ranks
 
@@ -33,6 +36,9 @@ class ReferenceBindings:
 
     def linear(self, request):
         return ReferenceLinear().build(request, BuildContext(None))
+
+    def moe(self, request):
+        return ReferenceMoe().build(request, BuildContext(None))
 
     def op(self, request):
         return REFERENCE_OPS[request.op]
@@ -111,6 +117,23 @@ def test_embedding_finds_rows_wherever_they_are(size):
 
     for each in on_ranks(size, work):
         assert torch.equal(each, table[token_ids.long()])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_slices_of_experts_are_summed(size):
+    experts = ExpertsConfig(num_experts=3, intermediate_size=8, top_k=2, renormalize=True)
+
+    def work(ranks: RankGroup):
+        layer = SparseMlp(context_of(ranks), hidden_size=12, experts=experts)
+        random = torch.Generator().manual_seed(0)
+        for holder in (layer.router, layer.experts):
+            for part, shape in holder.part_shapes.items():
+                holder.load(part, torch.randn(shape, generator=random))
+        return layer(X)
+
+    whole = work(ONE_RANK)
+    for each in on_ranks(size, work):
+        torch.testing.assert_close(each, whole)
 
 
 def test_one_process_joins_what_each_of_its_ranks_holds():

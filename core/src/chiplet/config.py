@@ -336,6 +336,22 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The mixture of experts in every layer of a model.
+
+    Attributes:
+        intermediate_size: width of each expert's middle.
+        top_k: experts per token.
+        renormalize: weights of a token's experts are made to sum to 1.
+    """
+
+    num_experts: int
+    intermediate_size: int
+    top_k: int
+    renormalize: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Facts about a checkpoint, the same whichever file format states them.
 
@@ -343,6 +359,8 @@ class ModelConfig:
         architecture: the name that a model file registers for, like 'LlamaForCausalLM'.
         head_dim: elements per attention head.
         context_length: longest sequence the model was made for, in tokens.
+        qk_norm: each head of queries and keys is normed before its rotation.
+        experts: instead of the feed-forward layers, if there are any.
         sliding_window: a token sees this many tokens, itself included; None sees all.
         eos_token_ids: tokens that end an answer.
         dtype: type the checkpoint was saved in.
@@ -363,6 +381,8 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    experts: ExpertsConfig | None = None
     sliding_window: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: Dtype = Dtype.BFLOAT16

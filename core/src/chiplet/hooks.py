@@ -20,6 +20,7 @@ from chiplet.api import (
     HostFacts,
     LinearProvider,
     ModelEntry,
+    MoeProvider,
     OpProvider,
     Platform,
     Proposal,
@@ -50,6 +51,11 @@ def attention(device: DeviceProbe) -> Sequence[AttentionProvider]:  # pyright: i
 @hookspec
 def linear(device: DeviceProbe) -> Sequence[LinearProvider]:  # pyright: ignore[reportReturnType]
     """Linear providers for a device."""
+
+
+@hookspec
+def moe(device: DeviceProbe) -> Sequence[MoeProvider]:  # pyright: ignore[reportReturnType]
+    """Providers of mixtures of experts for a device."""
 
 
 @hookspec

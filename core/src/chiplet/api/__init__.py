@@ -20,6 +20,7 @@ from chiplet.api.features import Feature
 from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
+from chiplet.api.moe import MoeImpl, MoeProvider, MoeRequest
 from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
 from chiplet.api.platform import DeviceProbe, DoneEvent, Event, HostFacts, MemoryInfo, Platform
 from chiplet.api.proposals import Check, CheckStatus, Proposal
@@ -71,6 +72,9 @@ __all__ = [
     "LinearWeights",
     "MemoryInfo",
     "ModelEntry",
+    "MoeImpl",
+    "MoeProvider",
+    "MoeRequest",
     "No",
     "Op",
     "OpImpl",

@@ -12,5 +12,6 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "linear": (0, 1),
     "ops": (0, 1),
     "communication": (0, 1),
+    "moe": (0, 1),
     "models": (0, 1),
 }

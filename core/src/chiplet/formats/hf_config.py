@@ -8,14 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from chiplet.config import Dtype, ModelConfig, RopeScaling
+from chiplet.config import Dtype, ExpertsConfig, ModelConfig, RopeScaling
 from chiplet.errors import ModelError
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+_QK_NORMED = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 _ROPE_KINDS = ("default", "linear", "llama3")
 _ACTIVATIONS = ("silu", "swish")
 # What the model type assumes where its config.json is silent.
-_DEFAULT_CONTEXT_LENGTH = {"LlamaForCausalLM": 2048, "MistralForCausalLM": 131072}
+_DEFAULT_CONTEXT_LENGTH = {
+    "LlamaForCausalLM": 2048,
+    "MistralForCausalLM": 131072,
+    "MixtralForCausalLM": 131072,
+    "Qwen3ForCausalLM": 32768,
+    "Qwen3MoeForCausalLM": 32768,
+}
 _DEFAULT_MISTRAL_WINDOW = 4096
 
 
@@ -49,6 +62,8 @@ def read_hf_config(path: Path) -> ModelConfig:
         tie_word_embeddings=facts.flag("tie_word_embeddings"),
         attention_bias=facts.flag("attention_bias"),
         mlp_bias=facts.flag("mlp_bias"),
+        qk_norm=architecture in _QK_NORMED,
+        experts=_experts(facts, architecture),
         sliding_window=_sliding_window(facts, architecture),
         eos_token_ids=_eos_token_ids(facts),
         dtype=_dtype(facts),
@@ -196,9 +211,41 @@ def _rope(facts: _Facts) -> tuple[float, RopeScaling]:
     return theta, scaling
 
 
+def _experts(facts: _Facts, architecture: str) -> ExpertsConfig | None:
+    if architecture == "MixtralForCausalLM":
+        return ExpertsConfig(
+            num_experts=facts.count("num_local_experts"),
+            intermediate_size=facts.count("intermediate_size"),
+            top_k=facts.count("num_experts_per_tok"),
+            renormalize=True,
+        )
+    if architecture != "Qwen3MoeForCausalLM":
+        return None
+    if facts.count("decoder_sparse_step", 1) != 1 or facts.values.get("mlp_only_layers"):
+        raise ModelError(
+            f"{facts.path}: decoder_sparse_step and mlp_only_layers leave some layers without "
+            "experts, which is not supported; supported: experts in every layer.",
+            remedy="Choose another model.",
+        )
+    return ExpertsConfig(
+        # Newer writers say num_local_experts, as Mixtral always did.
+        num_experts=facts.count("num_experts", facts.values.get("num_local_experts")),
+        intermediate_size=facts.count("moe_intermediate_size"),
+        top_k=facts.count("num_experts_per_tok"),
+        renormalize=facts.flag("norm_topk_prob"),
+    )
+
+
 def _sliding_window(facts: _Facts, architecture: str) -> int | None:
     # Llama has none, whatever its config.json says; Mistral's has a default, and null means none.
-    if architecture != "MistralForCausalLM":
+    if architecture in _QK_NORMED and facts.flag("use_sliding_window"):
+        raise ModelError(
+            f"{facts.path}: use_sliding_window is true; supported for this model type: false.",
+            remedy="Choose a model of a supported family.",
+        )
+    if architecture == "MixtralForCausalLM" and facts.values.get("sliding_window") is None:
+        return None
+    if architecture not in ("MistralForCausalLM", "MixtralForCausalLM"):
         return None
     if "sliding_window" in facts.values and facts.values["sliding_window"] is None:
         return None

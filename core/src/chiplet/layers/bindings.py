@@ -9,6 +9,8 @@ from chiplet.api import (
     AttentionRequest,
     LinearImpl,
     LinearRequest,
+    MoeImpl,
+    MoeRequest,
     OpImpl,
     OpRequest,
 )
@@ -23,6 +25,10 @@ class Bindings(Protocol):
 
     def linear(self, request: LinearRequest) -> LinearImpl:
         """The implementation that serves a linear layer."""
+        ...
+
+    def moe(self, request: MoeRequest) -> MoeImpl:
+        """The implementation that serves a mixture of experts."""
         ...
 
     def op(self, request: OpRequest) -> OpImpl:

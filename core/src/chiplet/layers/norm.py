@@ -1,4 +1,4 @@
-"""RmsNorm: a norm that also carries the residual sum along."""
+"""Norms: of a layer's input, with the residual sum carried along, and of attention heads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ from torch import Tensor
 from chiplet.api import Op
 from chiplet.layers.context import LayerContext
 from chiplet.layers.weights import Shape
+
+
+class HeadNorm:
+    """Root-mean-square norm of each attention head by itself, with a scale that heads share."""
+
+    def __init__(self, context: LayerContext, *, head_dim: int, eps: float) -> None:
+        self._norm = context.op(Op.RMS_NORM)
+        self._eps = eps
+        self._place = context.place
+        self._weight = torch.empty(0)
+        self.part_shapes: Mapping[str, Shape] = {"weight": (head_dim,)}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Shapes: x, possibly strided, and result `[num_tokens, num_heads, head_dim]`."""
+        rows = x.reshape(-1, x.shape[-1])
+        return self._norm(rows, self._weight, self._eps).view(x.shape)
+
+    def load(self, part: str, tensor: Tensor) -> None:
+        """Take the scale."""
+        self._weight = self._place(tensor)
 
 
 class RmsNorm:

@@ -1,11 +1,13 @@
-"""The Llama family: Llama 2 and 3, Mistral, SmolLM2 and their like.
+"""The Llama family: Llama 2 and 3, Mistral, Mixtral, SmolLM2, Qwen3, dense or of experts.
 
-Source: arXiv:2302.13971 (architecture), arXiv:2310.06825 (sliding window).
+Source: arXiv:2302.13971 (architecture), arXiv:2310.06825 (sliding window), arXiv:2401.04088
+(experts), arXiv:2505.09388 (norms of queries and keys).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,9 +18,10 @@ from chiplet.layers.context import LayerContext
 from chiplet.layers.embedding import Embedding
 from chiplet.layers.linear import Linear
 from chiplet.layers.mlp import GatedMlp
-from chiplet.layers.norm import RmsNorm
+from chiplet.layers.moe import SparseMlp
+from chiplet.layers.norm import HeadNorm, RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
-from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.layers.weights import WeightHolder, WeightMap, WeightTarget
 from chiplet.parallel.sharding import Shard
 
 
@@ -62,11 +65,17 @@ class LlamaAttention:
             head_dim=config.head_dim,
             window=config.sliding_window,
         )
+        self.norms: dict[str, HeadNorm] = {
+            name: HeadNorm(context, head_dim=config.head_dim, eps=config.rms_norm_eps)
+            for name in (("q_norm", "k_norm") if config.qk_norm else ())
+        }
         self._rotary = rotary
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
         """Shapes: x and result `[num_tokens, hidden_size]`; positions `[num_tokens] int32`."""
         q, k, v = self.attend.split(self.qkv_proj(x))
+        if self.norms:
+            q, k = self.norms["q_norm"](q), self.norms["k_norm"](k)
         q, k = self._rotary(q, k, positions)
         return self.o_proj(self.attend(q, k, v, attention).flatten(1))
 
@@ -85,12 +94,8 @@ class LlamaLayer:
         self.input_norm = RmsNorm(context, hidden_size=hidden_size, eps=eps)
         self.attention = LlamaAttention(config, context, layer_index, rotary)
         self.mlp_norm = RmsNorm(context, hidden_size=hidden_size, eps=eps)
-        self.mlp = GatedMlp(
-            context,
-            hidden_size=hidden_size,
-            intermediate_size=config.intermediate_size,
-            has_bias=config.mlp_bias,
-        )
+        self.mlp = _make_mlp(config, context)
+        self._expert_names = EXPERT_NAMES.get(config.architecture, EXPERT_NAMES[""])
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
@@ -103,22 +108,57 @@ class LlamaLayer:
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:
         """Names within the layer, and where they go."""
-        qkv, o = self.attention.qkv_proj, self.attention.o_proj
-        gate_up, down = self.mlp.gate_up_proj, self.mlp.down_proj
         for name, layer, part in (
-            ("self_attn.q_proj", qkv, "q"),
-            ("self_attn.k_proj", qkv, "k"),
-            ("self_attn.v_proj", qkv, "v"),
-            ("self_attn.o_proj", o, "weight"),
-            ("mlp.gate_proj", gate_up, "gate"),
-            ("mlp.up_proj", gate_up, "up"),
-            ("mlp.down_proj", down, "weight"),
+            ("self_attn.q_proj", self.attention.qkv_proj, "q"),
+            ("self_attn.k_proj", self.attention.qkv_proj, "k"),
+            ("self_attn.v_proj", self.attention.qkv_proj, "v"),
+            ("self_attn.o_proj", self.attention.o_proj, "weight"),
+            *self._mlp_weights(),
         ):
             yield f"{name}.weight", WeightTarget(layer, part)
             if f"{part}.bias" in layer.part_shapes:
                 yield f"{name}.bias", WeightTarget(layer, f"{part}.bias")
+        for name, norm in self.attention.norms.items():
+            yield f"self_attn.{name}.weight", WeightTarget(norm, "weight")
         yield "input_layernorm.weight", WeightTarget(self.input_norm, "weight")
         yield "post_attention_layernorm.weight", WeightTarget(self.mlp_norm, "weight")
+
+    def _mlp_weights(self) -> Iterator[tuple[str, WeightHolder, str]]:
+        if isinstance(self.mlp, GatedMlp):
+            yield "mlp.gate_proj", self.mlp.gate_up_proj, "gate"
+            yield "mlp.up_proj", self.mlp.gate_up_proj, "up"
+            yield "mlp.down_proj", self.mlp.down_proj, "weight"
+            return
+        names = self._expert_names
+        yield f"{names.block}.gate", self.mlp.router, "weight"
+        for part in self.mlp.experts.part_shapes:
+            index, _, name = part.partition(".")
+            yield f"{names.block}.experts.{index}.{names.parts[name]}", self.mlp.experts, part
+
+
+class ExpertNames(NamedTuple):
+    """What a checkpoint calls a layer's experts, and the parts of each."""
+
+    block: str
+    parts: Mapping[str, str]
+
+
+EXPERT_NAMES = {
+    "": ExpertNames("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+    "MixtralForCausalLM": ExpertNames("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
+}
+"""By architecture; the first is for all others."""
+
+
+def _make_mlp(config: ModelConfig, context: LayerContext) -> GatedMlp | SparseMlp:
+    if config.experts is not None:
+        return SparseMlp(context, hidden_size=config.hidden_size, experts=config.experts)
+    return GatedMlp(
+        context,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        has_bias=config.mlp_bias,
+    )
 
 
 class LlamaForCausalLM:

@@ -12,7 +12,13 @@ def models() -> Sequence[ModelEntry]:
     """The families in this folder."""
     return [
         ModelEntry(
-            architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+            architectures=(
+                "LlamaForCausalLM",
+                "MistralForCausalLM",
+                "MixtralForCausalLM",
+                "Qwen3ForCausalLM",
+                "Qwen3MoeForCausalLM",
+            ),
             target="chiplet.models.llama:LlamaForCausalLM",
         )
     ]

@@ -13,6 +13,7 @@ from chiplet.api import (
     CommunicationRequest,
     DeviceProbe,
     LinearRequest,
+    MoeRequest,
     No,
     OpRequest,
     Platform,
@@ -28,9 +29,9 @@ from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("attention", "linear", "ops", "communication")
+FAMILIES = ("attention", "linear", "moe", "ops", "communication")
 
-Request = AttentionRequest | LinearRequest | OpRequest | CommunicationRequest
+Request = AttentionRequest | LinearRequest | MoeRequest | OpRequest | CommunicationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ def operation_of(request: Request) -> str:
             return f"attention/{request.group}"
         case LinearRequest():
             return f"linear/{request.role}"
+        case MoeRequest():
+            return f"moe/{request.role}"
         case OpRequest():
             return f"ops/{request.op}"
         case CommunicationRequest():
@@ -86,6 +89,9 @@ def summary_of(request: Request) -> str:
             scheme = f" ({request.scheme})" if request.scheme is not None else ""
             shape = f"{request.in_features} -> {request.out_features}"
             return f"{shape}{bias}, {request.dtype}{scheme}"
+        case MoeRequest():
+            sizes = f"{request.hidden_size} -> {request.intermediate_size}"
+            return f"{request.top_k} of {request.num_experts}, {sizes}, {request.dtype}"
         case OpRequest():
             return str(request.dtype)
         case CommunicationRequest():

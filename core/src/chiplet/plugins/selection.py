@@ -18,6 +18,8 @@ from chiplet.api import (
     Communicator,
     LinearImpl,
     LinearRequest,
+    MoeImpl,
+    MoeRequest,
     No,
     Op,
     OpImpl,
@@ -99,6 +101,10 @@ class Selector:
 
     def linear(self, request: LinearRequest) -> LinearImpl:
         """The implementation that serves a linear layer."""
+        return self._answer(request)
+
+    def moe(self, request: MoeRequest) -> MoeImpl:
+        """The implementation that serves a mixture of experts."""
         return self._answer(request)
 
     def op(self, request: OpRequest) -> OpImpl:

@@ -10,6 +10,7 @@ from chiplet.api import (
     DeviceProbe,
     HostFacts,
     LinearProvider,
+    MoeProvider,
     OpProvider,
     Platform,
     Topology,
@@ -52,6 +53,14 @@ def linear(device: DeviceProbe) -> Sequence[LinearProvider]:
     from chiplet.reference.linear import ReferenceLinear  # noqa: PLC0415
 
     return [ReferenceLinear()]
+
+
+@hookimpl
+def moe(device: DeviceProbe) -> Sequence[MoeProvider]:
+    """The reference, for any device."""
+    from chiplet.reference.moe import ReferenceMoe  # noqa: PLC0415
+
+    return [ReferenceMoe()]
 
 
 @hookimpl

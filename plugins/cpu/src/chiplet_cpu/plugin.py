@@ -39,6 +39,14 @@ def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
 
 
 @api.hookimpl
+def moe(device: api.DeviceProbe) -> list[api.MoeProvider]:
+    """Experts on the tokens that picked them."""
+    from chiplet_cpu.moe.grouped import GroupedMoeProvider  # noqa: PLC0415
+
+    return [GroupedMoeProvider()] if device.device_type == "cpu" else []
+
+
+@api.hookimpl
 def ops(device: api.DeviceProbe) -> list[api.OpProvider]:
     """Operations that torch does better than the reference."""
     from chiplet_cpu.ops.provider import TorchOpsProvider  # noqa: PLC0415

@@ -2,6 +2,7 @@
 
     check_attention(provider, request, context, case)
     check_linear(provider, request, context, num_tokens=7)
+    check_moe(provider, request, context, num_tokens=7, load=MoeLoad.SPREAD)
     check_op(provider, request, context)
     check_communicator(communicator, rank, size, dtype, device)   on every rank at once
 
@@ -18,6 +19,7 @@ from chiplet.testing.conformance.attention import (
 )
 from chiplet.testing.conformance.communication import check_communicator
 from chiplet.testing.conformance.linear import check_linear
+from chiplet.testing.conformance.moe import MoeLoad, check_moe
 from chiplet.testing.conformance.ops import check_op
 from chiplet.testing.conformance.schemes import WEIGHT_SCHEMES
 from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
@@ -30,11 +32,13 @@ __all__ = [
     "TORCH_DTYPES",
     "WEIGHT_SCHEMES",
     "AttentionCase",
+    "MoeLoad",
     "assert_close",
     "check_attention",
     "check_communicator",
     "check_layout",
     "check_linear",
+    "check_moe",
     "check_op",
     "is_served",
 ]

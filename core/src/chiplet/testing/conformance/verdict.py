@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from chiplet.api import AttentionRequest, LinearRequest, No, OpRequest, Provider
+from chiplet.api import AttentionRequest, LinearRequest, MoeRequest, No, OpRequest, Provider
 
 
 def is_served(
-    provider: Provider[Any, Any], request: AttentionRequest | LinearRequest | OpRequest
+    provider: Provider[Any, Any], request: AttentionRequest | LinearRequest | MoeRequest | OpRequest
 ) -> bool:
     """Whether features and verdict allow the request.
 

@@ -1,0 +1,74 @@
+"""Mixtures of experts: each token goes through the few experts that a router picks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from chiplet.api.features import Feature
+from chiplet.api.linear import Packed
+from chiplet.api.provider import Provider
+from chiplet.config import Dtype
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeRequest:
+    """The experts of one layer, each down(silu(gate(x)) * up(x)), and the choice among them.
+
+    Weights of a token's experts are a softmax of the router's logits over all experts, of which
+    the `top_k` largest are kept (the first of equal ones).
+
+    Attributes:
+        role: the name in `--use moe/ROLE=NAME`.
+        hidden_size: width of input and output.
+        intermediate_size: width of each expert's middle, or of this rank's slice of it.
+        top_k: experts per token.
+        renormalize: kept weights are divided by their sum.
+        dtype: type of weights, input, router logits and output.
+    """
+
+    role: str = "experts"
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    top_k: int
+    renormalize: bool
+    dtype: Dtype
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What goes beyond the plain case: nothing yet."""
+        return frozenset()
+
+
+class MoeImpl(Protocol):
+    """Routing and experts of one layer."""
+
+    def pack(self, gate_up: torch.Tensor, down: torch.Tensor) -> Packed:
+        """Weights in the form that `run` takes; called once per layer and rank.
+
+        May keep the tensors; core drops its own references afterwards. The packed form is a tree
+        of tuples, lists, dicts and dataclasses with tensors as leaves.
+
+        Shapes: gate_up `[num_experts, 2 * intermediate_size, hidden_size]`, gate first; down
+        `[num_experts, hidden_size, intermediate_size]`; contiguous.
+        """
+        ...
+
+    def run(self, x: torch.Tensor, router_logits: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """The weighted sum of each token's experts.
+
+        Any number of tokens may pick one expert, none included.
+
+        Shapes: x `[num_tokens, hidden_size]`; router_logits `[num_tokens, num_experts]`; returns
+        `[num_tokens, hidden_size]`.
+        Mutates: nothing.
+        """
+        ...
+
+
+class MoeProvider(Provider[MoeRequest, MoeImpl], Protocol):
+    """Offers mixtures of experts."""

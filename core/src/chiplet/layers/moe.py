@@ -1,0 +1,98 @@
+"""SparseMlp: the feed-forward half of a layer with a mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from chiplet.api import MoeRequest, Packed
+from chiplet.config import ExpertsConfig
+from chiplet.layers.context import LayerContext
+from chiplet.layers.linear import Linear
+from chiplet.layers.weights import Shape
+from chiplet.parallel.sharding import cut_evenly
+
+
+class SparseMlp:
+    """A router, and the experts that it picks for each token."""
+
+    def __init__(self, context: LayerContext, *, hidden_size: int, experts: ExpertsConfig) -> None:
+        self.router = Linear(
+            context,
+            "router",
+            in_features=hidden_size,
+            parts={"weight": experts.num_experts},
+        )
+        self.experts = Experts(context, hidden_size=hidden_size, experts=experts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Shapes: x and result `[num_tokens, hidden_size]`."""
+        return self.experts(x, self.router(x))
+
+
+class Experts:
+    """All experts of a layer; each rank holds a slice of every one's middle.
+
+    Parts are 'INDEX.gate', 'INDEX.up' and 'INDEX.down'.
+    """
+
+    def __init__(self, context: LayerContext, *, hidden_size: int, experts: ExpertsConfig) -> None:
+        self._ranks = ranks = context.ranks
+        self._context = context
+        width, num = experts.intermediate_size, experts.num_experts
+        self._cut_out = cut_evenly(width, ranks.size, "expert outputs", dim=0)
+        self._cut_in = cut_evenly(width, ranks.size, "expert inputs", dim=1)
+        self._width = self._cut_out.width
+        request = MoeRequest(
+            hidden_size=hidden_size,
+            intermediate_size=self._width,
+            num_experts=num,
+            top_k=experts.top_k,
+            renormalize=experts.renormalize,
+            dtype=context.dtype,
+        )
+        self._impl = context.bindings.moe(request)
+        self._run = self._impl.run
+        self._packed: Packed = None
+        self.part_shapes: Mapping[str, Shape] = {
+            f"{index}.{name}": shape
+            for index in range(num)
+            for name, shape in (
+                ("gate", (width, hidden_size)),
+                ("up", (width, hidden_size)),
+                ("down", (hidden_size, width)),
+            )
+        }
+        self._missing = set(self.part_shapes)
+        self._shapes = ((num, 2 * self._width, hidden_size), (num, hidden_size, self._width))
+        self._raw: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, x: Tensor, router_logits: Tensor) -> Tensor:
+        """Shapes: x and result `[num_tokens, hidden_size]`; router_logits
+        `[num_tokens, num_experts]`.
+        """
+        y = self._run(x, router_logits, self._packed)
+        return self._ranks.all_reduce(y) if self._ranks.is_shared else y
+
+    def load(self, part: str, tensor: Tensor) -> None:
+        """Take one part; pack after the last."""
+        if not self._raw:
+            gate_up, down = self._shapes
+            self._raw = [
+                (self._context.empty(*gate_up), self._context.empty(*down))
+                for _ in self._ranks.local_ranks
+            ]
+        index, _, name = part.partition(".")
+        for rank, (gate_up, down) in zip(self._ranks.local_ranks, self._raw, strict=True):
+            if name == "down":
+                target, cut = down[int(index)], self._cut_in
+            else:
+                first = 0 if name == "gate" else self._width
+                target, cut = gate_up[int(index), first : first + self._width], self._cut_out
+            target.copy_(cut.take(tensor, rank))
+        self._missing.discard(part)
+        if not self._missing:
+            self._packed = self._ranks.join([self._impl.pack(*raw) for raw in self._raw])
+            self._raw = [(torch.empty(0), torch.empty(0))]

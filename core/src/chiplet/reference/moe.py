@@ -1,0 +1,68 @@
+"""Reference mixture of experts: every expert sees every token, and most weigh nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chiplet.api import BuildContext, Feature, MoeRequest, Tier, Verdict, Yes
+
+
+class PlainExperts(NamedTuple):
+    """Weights as they came; see `chiplet.api.MoeImpl.pack`."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+def route(router_logits: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
+    """The weight of every expert for every token, 0 for those not picked.
+
+    Shapes: router_logits and result `[num_tokens, num_experts]`; the result is at least float32.
+    """
+    wide = torch.promote_types(router_logits.dtype, torch.float32)
+    probs = torch.softmax(router_logits.to(wide), dim=-1)
+    weights, expert_ids = probs.topk(top_k, dim=-1)
+    if renormalize:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter(1, expert_ids, weights)
+
+
+class PlainMoe:
+    """No tensor's shape depends on the routing, so that the whole can be traced."""
+
+    def __init__(self, request: MoeRequest) -> None:
+        self._top_k = request.top_k
+        self._renormalize = request.renormalize
+
+    def pack(self, gate_up: Tensor, down: Tensor) -> PlainExperts:
+        """Keeps both tensors."""
+        return PlainExperts(gate_up, down)
+
+    def run(self, x: Tensor, router_logits: Tensor, packed: PlainExperts) -> Tensor:
+        """The weighted sum; see `chiplet.api.MoeImpl.run`."""
+        weights = route(router_logits, self._top_k, renormalize=self._renormalize)
+        total = torch.zeros_like(x, dtype=weights.dtype)
+        for expert in range(weights.shape[1]):
+            gate, up = F.linear(x, packed.gate_up[expert]).chunk(2, dim=-1)
+            y = F.linear(F.silu(gate) * up, packed.down[expert])
+            total = total + weights[:, expert : expert + 1] * y
+        return total.to(x.dtype)
+
+
+class ReferenceMoe:
+    """Serves every mixture on any device that torch serves."""
+
+    name = "reference"
+    accepts = frozenset(Feature)
+
+    def assess(self, request: MoeRequest) -> Verdict:
+        """Always yes, with the lowest score."""
+        return Yes(Tier.REFERENCE)
+
+    def build(self, request: MoeRequest, context: BuildContext) -> PlainMoe:
+        """The plain sum."""
+        return PlainMoe(request)
