@@ -105,7 +105,9 @@ $(DONE)/torch: constraints.txt | $(DONE)/venv
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r constraints.txt
 	@touch $@
 
-$(DONE)/chiplet: core/pyproject.toml plugins/cpu/pyproject.toml | $(DONE)/torch
+KERNELS := plugins/cpu/CMakeLists.txt $(wildcard plugins/cpu/src/chiplet_cpu/kernels/*)
+
+$(DONE)/chiplet: core/pyproject.toml plugins/cpu/pyproject.toml $(KERNELS) | $(DONE)/torch
 	$(call say,"Chiplet and its CPU plugin")
 	@$(PIP) install -c constraints.txt -e ./core -e ./plugins/cpu
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chiplet.api import Check, CheckStatus, DeviceProbe
+from chiplet_cpu import native
 from chiplet_cpu.host import memory_info, usable_cores
 
 _SMALL_MEMORY_BYTES = 2 << 30
@@ -10,10 +11,10 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def run_checks(device: DeviceProbe | None) -> list[Check]:
-    """One line each on cores, instruction sets and memory."""
+    """One line each on cores, instruction sets, kernels and memory."""
     if device is None:
         return []
-    return [_cores(), _instruction_sets(device), _memory()]
+    return [_cores(), _instruction_sets(device), _kernels(), _memory()]
 
 
 def _cores() -> Check:
@@ -38,6 +39,16 @@ def _instruction_sets(device: DeviceProbe) -> Check:
         CheckStatus.WARNING,
         f"{detail}; no bfloat16 arithmetic, so that float32 is preferred",
         "Nothing is wrong; a processor with AVX512_BF16 or AMX is about twice as fast.",
+    )
+
+
+def _kernels() -> Check:
+    if not native.is_available():
+        detail = f"{native.explanation()}; torch's operations serve instead"
+        return Check("cpu kernels", CheckStatus.WARNING, detail, native.remedy())
+    served = f"{native.instruction_set()} serves"
+    return Check(
+        "cpu kernels", CheckStatus.OK, f"{served}, of {', '.join(native.instruction_sets())}"
     )
 
 

@@ -7,6 +7,7 @@ import os
 import torch
 
 from chiplet.api import DeviceProbe, DoneEvent, Event, MemoryInfo
+from chiplet_cpu import native
 from chiplet_cpu.host import memory_info, usable_cores
 
 _FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -25,6 +26,7 @@ class CpuPlatform:
         """One thread per usable core, as more would fight over them; or what the user set."""
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(usable_cores())
+        native.set_threads(torch.get_num_threads())
 
     def memory(self) -> MemoryInfo:
         """Main memory, or what the container leaves of it."""

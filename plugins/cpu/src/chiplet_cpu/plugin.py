@@ -48,10 +48,11 @@ def moe(device: api.DeviceProbe) -> list[api.MoeProvider]:
 
 @api.hookimpl
 def ops(device: api.DeviceProbe) -> list[api.OpProvider]:
-    """Operations that torch does better than the reference."""
+    """Fused kernels, and what torch does better than the reference."""
+    from chiplet_cpu.ops.native import NativeOpsProvider  # noqa: PLC0415
     from chiplet_cpu.ops.provider import TorchOpsProvider  # noqa: PLC0415
 
-    return [TorchOpsProvider()] if device.device_type == "cpu" else []
+    return [NativeOpsProvider(), TorchOpsProvider()] if device.device_type == "cpu" else []
 
 
 @api.hookimpl

@@ -1,0 +1,76 @@
+// Norms, rotation and activation. Included by isa.cpp.
+
+template <class T>
+static void rms_norm_rows(const NormArgs& a, int64_t begin, int64_t end) {
+  const T* weight = (const T*)a.weight;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = (const T*)a.x + row * a.x_stride;
+    F squares = zero();
+    if (a.residual) {
+      const T* residual = (const T*)a.residual + row * a.residual_stride;
+      T* total = (T*)a.total + row * a.width;
+      // The norm is that of the sum as it is stored.
+      each_vector(a.width, [&](int64_t i, auto load, auto store) {
+        store(total + i, load(x + i) + load(residual + i));
+        F value = load(total + i);
+        squares = fma(value, value, squares);
+      });
+      x = total;
+    } else {
+      each_vector(a.width, [&](int64_t i, auto load, auto) {
+        F value = load(x + i);
+        squares = fma(value, value, squares);
+      });
+    }
+    F inverse = splat(1.0f / __builtin_sqrtf(sum(squares) / a.width + a.eps));
+    T* out = (T*)a.out + row * a.width;
+    each_vector(a.width, [&](int64_t i, auto load, auto store) {
+      store(out + i, load(x + i) * inverse * load(weight + i));
+    });
+  }
+}
+
+static void rms_norm(Dtype dtype, const NormArgs& a, int64_t begin, int64_t end) {
+  CHIPLET_DISPATCH(dtype, T, rms_norm_rows<T>(a, begin, end))
+}
+
+template <class T>
+static void rotary_rows(const RotaryArgs& a, int64_t begin, int64_t end) {
+  int64_t half = a.head_dim / 2;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* cos = a.cos_sin + a.positions[row] * a.head_dim;
+    const float* sin = cos + half;
+    for (int64_t head = 0; head < a.num_heads; ++head) {
+      const T* x = (const T*)a.x + row * a.row_stride + head * a.head_stride;
+      T* out = (T*)a.out + (row * a.num_heads + head) * a.head_dim;
+      each_vector(half, [&](int64_t i, auto load, auto store) {
+        F first = load(x + i), second = load(x + half + i);
+        F c = load(cos + i), s = load(sin + i);
+        store(out + i, fma(first, c, zero() - second * s));
+        store(out + half + i, fma(second, c, first * s));
+      });
+    }
+  }
+}
+
+static void rotary(Dtype dtype, const RotaryArgs& a, int64_t begin, int64_t end) {
+  CHIPLET_DISPATCH(dtype, T, rotary_rows<T>(a, begin, end))
+}
+
+template <class T>
+static void silu_mul_rows(const SiluMulArgs& a, int64_t begin, int64_t end) {
+  F one = splat(1.0f);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* gate = (const T*)a.gate_up + row * a.stride;
+    const T* up = gate + a.width;
+    T* out = (T*)a.out + row * a.width;
+    each_vector(a.width, [&](int64_t i, auto load, auto store) {
+      F x = load(gate + i);
+      store(out + i, x / (one + exp(zero() - x)) * load(up + i));
+    });
+  }
+}
+
+static void silu_mul(Dtype dtype, const SiluMulArgs& a, int64_t begin, int64_t end) {
+  CHIPLET_DISPATCH(dtype, T, silu_mul_rows<T>(a, begin, end))
+}

@@ -1,0 +1,25 @@
+// All kernels, compiled once for each instruction set: CHIPLET_ISA names the namespace and the
+// table, the compiler's flags say which instructions may be used.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "pool.h"
+#include "table.h"
+
+#define CHIPLET_STRING_OF(x) #x
+#define CHIPLET_STRING(x) CHIPLET_STRING_OF(x)
+
+namespace CHIPLET_ISA {
+
+#include "vec.h"
+
+#include "elementwise.h"
+#include "sampling.h"
+
+extern const Kernels table;
+const Kernels table = {
+    CHIPLET_STRING(CHIPLET_ISA), rms_norm, rotary, silu_mul, sample,
+};
+
+}  // namespace CHIPLET_ISA

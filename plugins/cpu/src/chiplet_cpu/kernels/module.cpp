@@ -1,0 +1,80 @@
+// The functions that native.py shows to the rest of the plugin. Tensors come as addresses, sizes
+// and strides, so that no version of torch is linked.
+#include "binding.h"
+#include "dispatch.h"
+#include "pool.h"
+#include "table.h"
+
+namespace {
+
+int64_t num_isas() { return dispatch::num_available(); }
+const char* isa_name(int64_t level) { return dispatch::name((int)level); }
+const char* isa() { return kernels().name; }
+
+void use_isa(const char* name) {
+  if (!dispatch::use(name)) PyErr_Format(PyExc_ValueError, "instruction set '%s'", name);
+}
+
+void set_threads(int64_t count) { pool::set_threads((int)count); }
+int64_t threads() { return pool::threads(); }
+
+// Rows per range: what is worth waking a thread for.
+int64_t row_grain(int64_t bytes_per_row) {
+  constexpr int64_t kBytes = 64 << 10;
+  return 1 + kBytes / (bytes_per_row + 1);
+}
+
+void rms_norm(int64_t dtype, void* x, int64_t x_stride, void* residual, int64_t residual_stride,
+              void* weight, double eps, void* out, void* total, int64_t rows, int64_t width) {
+  NormArgs a{x, residual, weight, out, total, x_stride, residual_stride, width, (float)eps};
+  pool::for_ranges(rows, row_grain(8 * width), [&](int64_t begin, int64_t end) {
+    kernels().rms_norm((Dtype)dtype, a, begin, end);
+  });
+}
+
+void rotary(int64_t dtype, void* x, int64_t row_stride, int64_t head_stride, int64_t num_heads,
+            int64_t head_dim, void* positions, void* cos_sin, int64_t rows, void* out) {
+  RotaryArgs a{x, out, (int32_t*)positions, (float*)cos_sin, row_stride, head_stride, num_heads,
+               head_dim};
+  pool::for_ranges(rows, row_grain(8 * num_heads * head_dim), [&](int64_t begin, int64_t end) {
+    kernels().rotary((Dtype)dtype, a, begin, end);
+  });
+}
+
+void silu_mul(int64_t dtype, void* gate_up, int64_t stride, int64_t rows, int64_t width,
+              void* out) {
+  SiluMulArgs a{gate_up, out, stride, width};
+  pool::for_ranges(rows, row_grain(12 * width), [&](int64_t begin, int64_t end) {
+    kernels().silu_mul((Dtype)dtype, a, begin, end);
+  });
+}
+
+void sample(void* logits, int64_t stride, int64_t rows, int64_t vocab, void* temperature,
+            void* top_k, void* top_p, void* min_p, void* uniform, int64_t has_filters,
+            void* out) {
+  SampleArgs a{(float*)logits, (float*)temperature, (float*)top_p, (float*)min_p,
+               (float*)uniform, (int32_t*)top_k,    (int32_t*)out, stride,
+               vocab,           has_filters != 0};
+  pool::for_ranges(rows, 1, [&](int64_t begin, int64_t end) { kernels().sample(a, begin, end); });
+}
+
+PyMethodDef g_methods[] = {
+    binding::method<num_isas>("num_isas"),
+    binding::method<isa_name>("isa_name"),
+    binding::method<isa>("isa"),
+    binding::method<use_isa>("use_isa"),
+    binding::method<set_threads>("set_threads"),
+    binding::method<threads>("threads"),
+    binding::method<rms_norm>("rms_norm"),
+    binding::method<rotary>("rotary"),
+    binding::method<silu_mul>("silu_mul"),
+    binding::method<sample>("sample"),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef g_module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, g_methods,
+                        nullptr,               nullptr,   nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() { return PyModule_Create(&g_module); }

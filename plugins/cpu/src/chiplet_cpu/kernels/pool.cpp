@@ -1,0 +1,161 @@
+// Workers spin for a moment, because the next loop of a step mostly follows within microseconds,
+// then sleep on a futex (through std::condition_variable), because other processes need the cores.
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+
+namespace pool {
+namespace {
+
+// Long enough to bridge the interpreter's work between two kernels, short beside a time slice.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+struct Loop {
+  Body body;
+  void* context;
+  int64_t count, grain;
+};
+
+std::mutex& g_caller = *new std::mutex;  // one loop at a time
+int g_wanted = 1;
+int g_started = 1;  // threads that exist, the caller included
+
+Loop g_loop;
+std::atomic<int64_t> g_next{0};
+std::atomic<uint32_t> g_round{0};   // odd while a loop may be joined
+std::atomic<int> g_inside{0};       // workers that may still touch the loop
+std::atomic<int> g_sleeping{0};
+// Never destroyed: workers sleep on them until the process is gone, and destroying a condition
+// waits for its sleepers.
+std::mutex& g_sleep = *new std::mutex;
+std::condition_variable& g_wake = *new std::condition_variable;
+thread_local bool t_is_inside = false;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void take_ranges(const Loop& loop) {
+  for (;;) {
+    int64_t begin = g_next.fetch_add(loop.grain, std::memory_order_relaxed);
+    if (begin >= loop.count) return;
+    int64_t end = begin + loop.grain;
+    loop.body(loop.context, begin, end < loop.count ? end : loop.count);
+  }
+}
+
+uint32_t await_round(uint32_t seen) {
+  auto until = std::chrono::steady_clock::now() + kSpin;
+  for (int turn = 0;; ++turn) {
+    uint32_t round = g_round.load(std::memory_order_seq_cst);
+    if (round != seen && (round & 1)) return round;
+    if (turn % 64 == 63 && std::chrono::steady_clock::now() > until) break;
+    relax();
+  }
+  std::unique_lock<std::mutex> lock(g_sleep);
+  g_sleeping.fetch_add(1, std::memory_order_seq_cst);
+  uint32_t round;
+  g_wake.wait(lock, [&] {
+    round = g_round.load(std::memory_order_seq_cst);
+    return round != seen && (round & 1);
+  });
+  g_sleeping.fetch_sub(1, std::memory_order_seq_cst);
+  return round;
+}
+
+void work(int index, uint32_t seen) {
+  t_is_inside = true;
+  for (;;) {
+    uint32_t round = await_round(seen);
+    seen = round;
+    g_inside.fetch_add(1, std::memory_order_seq_cst);
+    // The caller closes the round before it waits for those inside: whoever still sees it open
+    // has been counted.
+    if (g_round.load(std::memory_order_seq_cst) == round && index < g_wanted) take_ranges(g_loop);
+    g_inside.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+// A forked child has none of the threads.
+void after_fork() {
+  g_started = 1;
+  g_inside.store(0);
+  g_sleeping.store(0);
+  g_round.store(0);
+  new (&g_caller) std::mutex;
+  new (&g_sleep) std::mutex;
+  new (&g_wake) std::condition_variable;
+}
+
+void start_missing() {
+  static bool is_registered = pthread_atfork(nullptr, nullptr, after_fork) == 0;
+  (void)is_registered;
+  for (; g_started < g_wanted; ++g_started) {
+    std::thread(work, g_started, g_round.load()).detach();
+  }
+}
+
+struct Memory {
+  void* data = nullptr;
+  int64_t bytes = 0;
+  void* grow(int64_t wanted) {
+    if (wanted > bytes) {
+      std::free(data);
+      bytes = (wanted + 4095) / 4096 * 4096;
+      data = std::aligned_alloc(64, bytes);
+      if (!data) std::abort();  // nothing sensible is left to do in the middle of a step
+    }
+    return data;
+  }
+};
+thread_local Memory t_memory;
+
+}  // namespace
+
+void set_threads(int count) {
+  std::lock_guard<std::mutex> lock(g_caller);
+  g_wanted = count < 1 ? 1 : count;
+}
+
+int threads() { return g_wanted; }
+
+void run(int64_t count, int64_t grain, Body body, void* context) {
+  if (count <= 0) return;
+  if (g_wanted == 1 || count <= grain || t_is_inside) {
+    body(context, 0, count);
+    return;
+  }
+  std::lock_guard<std::mutex> lock(g_caller);
+  start_missing();
+  g_loop = {body, context, count, grain};
+  g_next.store(0, std::memory_order_relaxed);
+  g_round.fetch_add(1, std::memory_order_seq_cst);
+  if (g_sleeping.load(std::memory_order_seq_cst) > 0) {
+    // Taking the lock once makes sure that whoever is about to sleep sees the new round.
+    { std::lock_guard<std::mutex> sleep(g_sleep); }
+    g_wake.notify_all();
+  }
+  take_ranges(g_loop);
+  g_round.fetch_add(1, std::memory_order_seq_cst);
+  for (int turn = 0; g_inside.load(std::memory_order_seq_cst) > 0; ++turn) {
+    relax();
+    if (turn > 1000) sched_yield();  // a worker lost its core
+  }
+}
+
+void* own_memory(int64_t bytes) { return t_memory.grow(bytes); }
+
+}  // namespace pool

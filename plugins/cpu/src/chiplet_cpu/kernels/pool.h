@@ -1,0 +1,27 @@
+// Threads that share one loop at a time.
+#pragma once
+
+#include <cstdint>
+
+namespace pool {
+
+// How many threads work, the calling one included; takes effect at the next loop.
+void set_threads(int count);
+int threads();
+
+// Calls body(context, begin, end) for ranges that cover [0, count), each at most `grain` long,
+// on all threads, and returns when all are done. The caller takes part. Bodies must not throw.
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+void run(int64_t count, int64_t grain, Body body, void* context);
+
+template <class Function>
+void for_ranges(int64_t count, int64_t grain, Function function) {
+  run(count, grain,
+      [](void* context, int64_t begin, int64_t end) { (*(Function*)context)(begin, end); },
+      &function);
+}
+
+// Memory of the calling thread, valid until it asks again.
+void* own_memory(int64_t bytes);
+
+}  // namespace pool

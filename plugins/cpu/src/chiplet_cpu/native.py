@@ -1,0 +1,68 @@
+"""The plugin's own kernels, or the reason why there are none."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final
+
+# The type words of kernels/types.h.
+DTYPE_CODES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
+
+_MODULE = "chiplet_cpu._native"
+_REMEDY = "Install a C++20 compiler, then install chiplet-cpu again."
+
+
+def _load() -> tuple[Any, str]:
+    """The extension, and why it is missing if it is None."""
+    try:
+        return importlib.import_module(_MODULE), ""
+    except ModuleNotFoundError:
+        return None, "the plugin was installed without a compiler"
+    except ImportError as error:
+        return None, f"they cannot be loaded: {error}"
+
+
+library, reason = _load()
+
+
+def is_available() -> bool:
+    """Whether kernels of the plugin's own can be called."""
+    return library is not None
+
+
+def explanation() -> str:
+    """Why there are no kernels, for people; empty if there are."""
+    return reason and f"no kernels of the plugin's own: {reason}"
+
+
+def remedy() -> str:
+    """What to do where there are no kernels."""
+    return _REMEDY
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that the build has and this processor runs, best last."""
+    return tuple(library.isa_name(level) for level in range(library.num_isas()))
+
+
+def instruction_set() -> str:
+    """The one that serves."""
+    return library.isa()
+
+
+def use_instruction_set(name: str) -> None:
+    """Serve with this one from now on.
+
+    Raises:
+        ValueError: the build lacks it, or the processor does.
+    """
+    if name not in instruction_sets():
+        allowed = ", ".join(instruction_sets())
+        raise ValueError(f"Instruction set '{name}' cannot be used; choose one of {allowed}.")
+    library.use_isa(name)
+
+
+def set_threads(count: int) -> None:
+    """How many threads work on an operation, the calling one included."""
+    if library is not None:
+        library.set_threads(count)

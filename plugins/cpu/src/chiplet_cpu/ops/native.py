@@ -1,0 +1,149 @@
+"""Operations by the plugin's own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from chiplet.api import BuildContext, Dtype, Feature, No, Op, OpImpl, OpRequest, Tier, Verdict, Yes
+from chiplet_cpu import native
+
+
+def _make_rms_norm(code: int) -> OpImpl:
+    kernel = native.library.rms_norm
+
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm; see `chiplet.api.ops.RmsNorm`."""
+        rows, width = x.shape
+        out = torch.empty((rows, width), dtype=x.dtype)
+        at, to = x.data_ptr(), out.data_ptr()
+        kernel(code, at, x.stride(0), 0, 0, weight.data_ptr(), eps, to, 0, rows, width)
+        return out
+
+    return rms_norm
+
+
+def _make_add_rms_norm(code: int) -> OpImpl:
+    kernel = native.library.rms_norm
+
+    def add_rms_norm(
+        x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """A residual sum and its norm; see `chiplet.api.ops.AddRmsNorm`."""
+        rows, width = x.shape
+        out = torch.empty((rows, width), dtype=x.dtype)
+        total = torch.empty((rows, width), dtype=x.dtype)
+        kernel(
+            code,
+            x.data_ptr(),
+            x.stride(0),
+            residual.data_ptr(),
+            residual.stride(0),
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
+            total.data_ptr(),
+            rows,
+            width,
+        )
+        return out, total
+
+    return add_rms_norm
+
+
+def _make_rotary(code: int) -> OpImpl:
+    kernel = native.library.rotary
+
+    def rotated(x: Tensor, positions: int, cos_sin: int) -> Tensor:
+        rows, num_heads, head_dim = x.shape
+        out = torch.empty((rows, num_heads, head_dim), dtype=x.dtype)
+        row_stride, head_stride, _ = x.stride()
+        at, to = x.data_ptr(), out.data_ptr()
+        kernel(code, at, row_stride, head_stride, num_heads, head_dim, positions, cos_sin, rows, to)
+        return out
+
+    def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation of queries and keys; see `chiplet.api.ops.Rotary`."""
+        places, table = positions.data_ptr(), cos_sin.data_ptr()
+        return rotated(q, places, table), rotated(k, places, table)
+
+    return rotary
+
+
+def _make_silu_mul(code: int) -> OpImpl:
+    kernel = native.library.silu_mul
+
+    def silu_mul(gate_up: Tensor) -> Tensor:
+        """silu(gate) * up; see `chiplet.api.ops.SiluMul`."""
+        rows, both = gate_up.shape
+        width = both // 2
+        out = torch.empty((rows, width), dtype=gate_up.dtype)
+        kernel(code, gate_up.data_ptr(), gate_up.stride(0), rows, width, out.data_ptr())
+        return out
+
+    return silu_mul
+
+
+def _make_sample(code: int) -> OpImpl:
+    kernel = native.library.sample
+
+    def sample(
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        uniform: Tensor,
+        has_filters: bool,
+    ) -> Tensor:
+        """One token per row; see `chiplet.api.ops.Sample`."""
+        rows, vocab = logits.shape
+        out = torch.empty(rows, dtype=torch.int32)
+        kernel(
+            logits.data_ptr(),
+            logits.stride(0),
+            rows,
+            vocab,
+            temperature.data_ptr(),
+            top_k.data_ptr(),
+            top_p.data_ptr(),
+            min_p.data_ptr(),
+            uniform.data_ptr(),
+            int(has_filters),
+            out.data_ptr(),
+        )
+        return out
+
+    return sample
+
+
+_MAKERS: dict[Op, Callable[[int], OpImpl]] = {
+    Op.RMS_NORM: _make_rms_norm,
+    Op.ADD_RMS_NORM: _make_add_rms_norm,
+    Op.ROTARY: _make_rotary,
+    Op.SILU_MUL: _make_silu_mul,
+    Op.SAMPLE: _make_sample,
+}
+
+
+class NativeOpsProvider:
+    """Serves fused operations, each one pass over memory."""
+
+    name = "native"
+    accepts: frozenset[Feature] = frozenset()
+
+    def assess(self, request: OpRequest) -> Verdict:
+        """Yes for what it has, where the kernels could be built."""
+        if not native.is_available():
+            return No.because("build", native.explanation(), native.remedy())
+        if request.op not in _MAKERS:
+            return No.because("op", "the reference is as good")
+        if request.op is Op.SAMPLE and request.dtype is not Dtype.FLOAT32:
+            return No.because("dtype", f"{request.dtype}; samples from float32")
+        return Yes(Tier.VENDOR, native.instruction_set())
+
+    def build(self, request: OpRequest, context: BuildContext) -> OpImpl:
+        """A function bound to the request's type."""
+        return _MAKERS[request.op](native.DTYPE_CODES[request.dtype])
