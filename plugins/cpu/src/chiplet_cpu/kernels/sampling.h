@@ -88,6 +88,8 @@ static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
   float* scaled = memory;
   float* probs = memory + n;
   int32_t* ids = (int32_t*)(memory + 2 * n);
+  int32_t* tokens = (int32_t*)(memory + 3 * n);
+  bool is_compact = false;
   F divisor = splat(temperature), most = splat(-__builtin_inff());
   each_vector(n, [&](int64_t i, auto load, auto store) {
     store(scaled + i, load(logits + i) / divisor + zero());  // no -0: it ties with 0
@@ -106,6 +108,19 @@ static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
     int64_t top_k = a.top_k[row];
     if (top_k > 0 && top_k < n) {
       prefix = find_prefix(scaled, n, prefix, top_k, ids, [](int64_t) { return 1.0; });
+      // The few that are left move together, in vocabulary order, so that ties stay in theirs.
+      int64_t count = 0, ties = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        uint32_t key = key_of(scaled[i]);
+        if (key < prefix.last_key) continue;
+        if (key == prefix.last_key && ties++ >= prefix.num_ties) continue;
+        scaled[count] = scaled[i];
+        probs[count] = probs[i];
+        tokens[count++] = i;
+      }
+      n = count;
+      prefix = {0, n};
+      is_compact = true;
     }
     if (a.top_p[row] < 1) {
       double mass = 0;
@@ -123,11 +138,12 @@ static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
       for (int64_t i = 0; i < n; ++i) probs[i] = probs[i] >= a.min_p[row] ? probs[i] : 0.0f;
     }
   }
-  return pick_from(scaled, probs, n, prefix, a.uniform[row]);
+  int32_t picked = pick_from(scaled, probs, n, prefix, a.uniform[row]);
+  return is_compact && n > 0 ? tokens[picked] : picked;
 }
 
-// Memory: 3 * vocab floats of the thread's own.
+// Memory: 4 * vocab floats of the thread's own.
 static void sample(const SampleArgs& a, int64_t begin, int64_t end) {
-  float* memory = (float*)pool::own_memory(3 * a.vocab * sizeof(float));
+  float* memory = (float*)pool::own_memory(4 * a.vocab * sizeof(float));
   for (int64_t row = begin; row < end; ++row) a.out[row] = sample_row(a, row, memory);
 }
