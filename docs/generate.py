@@ -172,6 +172,11 @@ def http() -> Iterator[str]:
 def entry(name: str, value: Any) -> Iterator[str]:
     """A section on one public name."""
     yield f"## {name}\n"
+    if inspect.isfunction(value):
+        yield f"```python\n{signature(value)}\n```\n"
+        yield from paragraphs(value)
+        yield ""
+        return
     if not inspect.isclass(value):
         yield alias_doc(name) or f"`{value!r}`"
         yield ""

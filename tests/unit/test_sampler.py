@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from chiplet.api import OpRequest
+from chiplet.api import InputLayout, OpRequest, Sampling, ShapeBucket, StepInputs, StepOutputs
 from chiplet.reference.ops import REFERENCE_OPS
 from chiplet.reference.platform import ReferencePlatform
-from chiplet.runner.batch_builder import BatchBuilder, SamplingBatch
-from chiplet.runner.sampler import SampledTokens, Sampler
+from chiplet.runner.batch_builder import BatchBuilder
+from chiplet.runner.sampler import Sampler
 from chiplet.runner.slots import SlotTables
 from chiplet.sampling_params import SamplingParams
 from chiplet.step import Chunks, PageUpdates, SlotAdmission, StepPlan
@@ -81,17 +82,21 @@ class Bench:
     """Tables, builder and sampler of four slots."""
 
     def __init__(self) -> None:
-        self.tables = SlotTables(num_slots=4, max_pages=8, vocab_size=VOCAB, platform=HOST)
-        self.builder = BatchBuilder(self.tables, page_size=4, platform=HOST)
-        self.sampler = Sampler(ReferenceBindings(), self.tables)  # type: ignore[arg-type]
+        self.tables = SlotTables(num_slots=4, max_pages=8, vocab_size=VOCAB, kv=(), platform=HOST)
+        self.builder = BatchBuilder(self.tables, page_size=4, padding_page=50)
+        self.sampler = Sampler(ReferenceBindings())  # type: ignore[arg-type]
 
-    def batches(self, plan: StepPlan) -> tuple[Any, SamplingBatch]:
+    def inputs(self, plan: StepPlan, bucket: ShapeBucket | None = None) -> StepInputs[torch.Tensor]:
         self.tables.admit(plan.admissions)
         self.tables.update_pages(plan.page_updates)
-        return self.builder.build(plan)
+        bucket = bucket or self.builder.shape(plan)
+        buffer = torch.from_numpy(self.builder.build(plan, bucket).buffer)
+        return InputLayout.of(bucket).split(buffer, torch.float32)
 
-    def pick(self, plan: StepPlan, logits: Sequence[Sequence[float]]) -> SampledTokens:
-        return self.sampler.pick(torch.tensor(logits), self.batches(plan)[1])
+    def pick(self, plan: StepPlan, logits: Sequence[Sequence[float]]) -> StepOutputs:
+        inputs = self.inputs(plan)
+        bucket = self.builder.shape(plan)
+        return self.sampler.pick(torch.tensor(logits), inputs, self.tables.state, bucket)
 
 
 UPWARD = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
@@ -111,23 +116,57 @@ def test_forward_batch_of_a_mixed_step() -> None:
         token_ids=[0, 7, 8, 9, 10],
         pages=[(2, 0, 3), (2, 1, 5), (0, 0, 6), (0, 1, 1)],
     )
-    batch, sampling = bench.batches(plan)
-    assert batch.token_ids.tolist() == [5, 7, 8, 9, 10]  # 5 was sampled for slot 2 above
+    batch = bench.inputs(plan)
+    assert bench.tables.state.last_tokens[2] == 5  # sampled above
+    assert batch.token_ids.tolist() == [-1 - 2, 7, 8, 9, 10]
     assert batch.positions.tolist() == [5, 2, 3, 4, 5]
     assert batch.kv_rows.tolist() == [21, 26, 27, 4, 5]
     assert batch.query_starts.tolist() == [0, 1, 5]
     assert batch.kv_lengths.tolist() == [6, 6]
     assert batch.page_table.tolist() == [[3, 5], [6, 1]]
-    assert batch.logit_rows.tolist() == [0]
-    assert sampling.slots.tolist() == [2]
+    assert batch.logit_rows.tolist() == [0, 4]
+    assert batch.slots.tolist() == [2, bench.tables.padding_slot]
 
 
-def test_entries_past_the_last_page_are_zero() -> None:
+def test_padding_goes_to_its_own_page_and_slot() -> None:
+    bench = Bench()
+    pages = [(2, 0, 3), (2, 1, 5)]
+    plan = _plan([2], [_admission(2, GREEDY)], starts=[5], token_ids=[9], pages=pages)
+    decode = ShapeBucket(num_tokens=3, num_requests=3, num_decodes=3, max_pages=4)
+    batch = bench.inputs(plan, decode)
+    assert batch.token_ids.tolist() == [9, 0, 0]
+    assert batch.positions.tolist() == [5, 0, 0]
+    assert batch.kv_rows.tolist() == [21, 200, 200]
+    assert batch.query_starts.tolist() == [0, 1, 2, 3]
+    assert batch.kv_lengths.tolist() == [6, 1, 1]
+    assert batch.page_table.tolist() == [[3, 5, 0, 0], [50, 0, 0, 0], [50, 0, 0, 0]]
+    assert batch.slots.tolist() == [2, 4, 4]
+    mixed = ShapeBucket(num_tokens=4, num_requests=2, num_decodes=0, max_pages=2)
+    batch = bench.inputs(plan, mixed)
+    assert batch.query_starts.tolist() == [0, 1, 1]
+    assert batch.kv_lengths.tolist() == [6, 0]
+    assert batch.kv_rows.tolist() == [21, 200, 200, 200]
+    assert batch.logit_rows.tolist() == [0, 0]
+
+
+def test_a_bucket_serves_what_is_no_larger() -> None:
+    mixed = ShapeBucket(num_tokens=8, num_requests=4, num_decodes=0, max_pages=2)
+    decode = ShapeBucket(num_tokens=4, num_requests=4, num_decodes=4, max_pages=2)
+    drawn = replace(decode, sampling=Sampling.DRAW)
+    assert mixed.serves(decode)
+    assert not decode.serves(mixed)
+    assert drawn.serves(decode)
+    assert not decode.serves(drawn)
+    for larger in ({"max_pages": 3}, {"num_prompt_rows": 1}, {"num_tokens": 9}):
+        assert not mixed.serves(replace(mixed, **larger))
+
+
+def test_a_new_request_finds_no_pages_of_the_former_one() -> None:
     bench = Bench()
     pages = [(0, 0, 3), (0, 1, 5), (1, 0, 6)]
     plan = _plan([0, 1], [_admission(0, GREEDY), _admission(1, GREEDY)], starts=[5, 1], pages=pages)
     bench.tables.page_table[1, 1] = 7  # left by the slot's former request
-    assert bench.batches(plan)[0].page_table.tolist() == [[3, 5], [6, 0]]
+    assert bench.inputs(plan).page_table.tolist() == [[3, 5], [6, 0]]
 
 
 def test_bias_and_end_tokens_before_their_time() -> None:
@@ -200,30 +239,20 @@ def test_logprobs_ignore_temperature_and_bias_and_reach_the_prompt() -> None:
         targets=[2, 3, -1],
         pages=[(0, 0, 2)],
     )
-    forward, batch = bench.batches(plan)
-    assert forward.logit_rows.tolist() == [2, 0, 1]
+    assert bench.inputs(plan).logit_rows.tolist() == [2, 0, 1]
     logits = torch.randn(3, VOCAB)
-    got = bench.sampler.pick(logits, batch)
+    got = bench.pick(plan, logits.tolist())
     expected = torch.log_softmax(logits, -1)
     assert got.token_ids.tolist() == [0]
     assert got.logprobs is not None
-    assert got.prompt_logprobs is not None
-    torch.testing.assert_close(got.logprobs[0], expected[0, :1])
-    torch.testing.assert_close(got.logprobs[2], expected[:1].topk(2).values)
-    torch.testing.assert_close(got.prompt_logprobs[0], expected[[1, 2], [2, 3]])
-    assert got.prompt_logprobs[1].shape == (2, 0)
+    torch.testing.assert_close(got.logprobs.chosen[0], expected[0, 0])
+    torch.testing.assert_close(got.logprobs.top[0], expected[0].topk(VOCAB).values)
+    torch.testing.assert_close(got.logprobs.chosen[1:], expected[[1, 2], [2, 3]])
 
 
-def test_a_step_that_samples_nothing() -> None:
+def test_a_token_that_is_not_wanted_is_noted_for_nobody() -> None:
     bench = Bench()
-    plan = _plan(
-        [0],
-        [_admission(0, SamplingParams())],
-        lengths=[2],
-        token_ids=[1, 2],
-        sampled=[False],
-        pages=[(0, 0, 1)],
-    )
-    forward, batch = bench.batches(plan)
-    assert forward.logit_rows.tolist() == [0]
-    assert bench.sampler.pick(torch.randn(1, VOCAB), batch).token_ids.shape == (0,)
+    bench.pick(_plan([0], [_admission(0, GREEDY)]), [UPWARD])
+    plan = _plan([0], lengths=[2], token_ids=[1, 2], sampled=[False], pages=[(0, 0, 1)])
+    bench.pick(plan, [UPWARD[::-1]])
+    assert bench.tables.state.last_tokens.tolist() == [5, 0, 0, 0, 0]

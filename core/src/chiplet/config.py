@@ -163,6 +163,15 @@ class DeviceOptions:
     strict: bool = _option(
         False, "Refuse to start where a reference kernel would serve a hot operation."
     )
+    eager: bool = _option(
+        False,
+        "Run every step operation by operation; record no graphs. An error where the device can "
+        "only run steps that are compiled whole.",
+    )
+    prepare_first: bool = _option(
+        False,
+        "Record or compile all shapes before serving; otherwise it happens while requests run.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,26 +12,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardBatch:
-    """Every tensor of one forward pass.
-
-    Requests are in plan order: those with one query token first (`num_decodes` of them), longer
-    ones after. Tensors are on the device unless they end in `_host`.
+@dataclass(frozen=True, slots=True)
+class HostLengths:
+    """Lengths of a batch on the host.
 
     Attributes:
-        num_decodes: requests at the front with exactly one query token.
-        token_ids: `[num_tokens] int32`, chunk after chunk.
+        queries: `[num_requests] int32`, query tokens of each request.
+        kv: `[num_requests] int32`, tokens a request has in the cache after this pass.
+    """
+
+    queries: NDArray[np.int32]
+    kv: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """Every tensor of one forward pass, on the device.
+
+    Requests are in plan order: those with one query token first, longer ones after. A batch that
+    runs in a bucket is filled up with padding, whose results may be anything:
+
+    - Padding requests follow the real ones. Among the first `num_decodes` requests they have one
+      token, at position 0 of the padding page: KV length 1. After those, query length 0 and KV
+      length 0.
+    - Padding tokens lie after `query_starts[-1]`, at position 0.
+    - Padding writes its keys and values to the padding page, which no request ever has.
+    - Padding rows of `logit_rows` are 0.
+
+    Attributes:
+        num_decodes: requests at the front known to have exactly one query token; others may have
+            one too.
+        token_ids: `[num_tokens] int32`, request after request.
         positions: `[num_tokens] int32`, position of each token in its request.
-        kv_rows: `[num_tokens] int64`, where a token's keys and values go: page id * page size
-            + offset in the page.
+        kv_rows: `[num_tokens] int32`, where a token's keys and values go: page id * page size
+            + offset in the page. Offsets of elements may need 64 bits: widen before multiplying.
         query_starts: `[num_requests + 1] int32`, first token of each request, and the end.
         kv_lengths: `[num_requests] int32`, tokens a request has in the cache after this pass.
         page_table: `[num_requests, max_pages] int32`, pages of each request in order; entries
-            past its last page are 0 and must not be read as KV.
-        logit_rows: `[num_logit_rows] int64`, tokens whose logits are wanted.
-        query_lengths_host: `[num_requests] int32`.
-        kv_lengths_host: `[num_requests] int32`.
+            past its last page are ids of pages that must not be used as its KV.
+        logit_rows: `[num_logit_rows] int32`, tokens whose logits are wanted.
+        lengths_host: the lengths, where the host knows them; None in a step that is recorded or
+            compiled, which runs again with other lengths.
     """
 
     num_decodes: int
@@ -42,15 +63,14 @@ class ForwardBatch:
     kv_lengths: Tensor
     page_table: Tensor
     logit_rows: Tensor
-    query_lengths_host: NDArray[np.int32]
-    kv_lengths_host: NDArray[np.int32]
+    lengths_host: HostLengths | None
 
     @property
     def num_requests(self) -> int:
-        """Requests in the batch."""
-        return len(self.query_lengths_host)
+        """Requests in the batch, padding included."""
+        return self.kv_lengths.shape[0]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the batch."""
+        """Tokens in the batch, padding included."""
         return self.token_ids.shape[0]

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chiplet.api import Dtype, Platform
+from chiplet.api import Dtype, Platform, StepLimits
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.engine import Engine
 from chiplet.errors import ConfigError
@@ -34,10 +34,12 @@ from chiplet.plugins import (
 from chiplet.request import RequestLimits
 from chiplet.resolution import resolve
 from chiplet.runner.batch_builder import BatchBuilder
+from chiplet.runner.executables import Executables
 from chiplet.runner.kv_pool import allocate, page_bytes
 from chiplet.runner.runner import ModelRunner
 from chiplet.runner.sampler import Sampler
 from chiplet.runner.slots import SlotTables
+from chiplet.runner.step_function import StepFunction
 from chiplet.scheduler.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ def start(config: EngineConfig) -> tuple[Engine, EngineFacts]:
     num_pages = _num_pages(parts, free_bytes)
     runner = _make_runner(parts, num_pages)
     parts.selector.seal()
+    runner.prepare(in_background=not parts.config.device.prepare_first)
     kv = KvManager(
         num_pages=num_pages,
         page_size=parts.config.cache.page_size,
@@ -181,22 +184,36 @@ def _progress_bar(title: str, total_bytes: int) -> Generator[Callable[[int], Non
 
 
 def _make_runner(parts: _Assembly, num_pages: int) -> ModelRunner:
+    """The runner; nothing is prepared yet."""
     cache, schedule = parts.config.cache, parts.config.schedule
     assert parts.config.model.context_length is not None
+    kv = allocate(parts.model.attention_layers(), num_pages, parts.platform.torch_device)
+    max_pages = -(-parts.config.model.context_length // cache.page_size)
     tables = SlotTables(
         num_slots=schedule.max_running_requests,
-        max_pages=-(-parts.config.model.context_length // cache.page_size),
+        max_pages=max_pages,
         vocab_size=parts.model_config.vocab_size,
+        kv=kv.layers,
         platform=parts.platform,
     )
-    return ModelRunner(
+    builder = BatchBuilder(tables, page_size=cache.page_size, padding_page=kv.padding_page)
+    function = StepFunction(
         parts.model,
-        allocate(parts.model.attention_layers(), num_pages, parts.platform.torch_device),
+        Sampler(parts.selector),
+        layouts=kv.layouts,
+        state=tables.state,
+        builder=builder,
         platform=parts.platform,
-        tables=tables,
-        builder=BatchBuilder(tables, page_size=cache.page_size, platform=parts.platform),
-        sampler=Sampler(parts.selector, tables),
     )
+    limits = StepLimits(
+        max_tokens=schedule.chunked_prefill_size + schedule.max_running_requests,
+        max_requests=schedule.max_running_requests,
+        max_pages=max_pages,
+        max_prompt_rows=schedule.chunked_prefill_size,
+        page_size=cache.page_size,
+    )
+    executables = Executables(function, parts.platform, limits, is_eager=parts.config.device.eager)
+    return ModelRunner(executables, platform=parts.platform, tables=tables, builder=builder)
 
 
 def _num_pages(parts: _Assembly, free_bytes: int) -> int:
@@ -210,7 +227,7 @@ def _num_pages(parts: _Assembly, free_bytes: int) -> int:
     weight_bytes = max(0, free_bytes - parts.platform.memory().free_bytes)
     budget = int(free_bytes * cache.mem_fraction_static) - weight_bytes - _activation_bytes(parts)
     per_page = page_bytes(parts.model.attention_layers())
-    fitting = budget // per_page
+    fitting = budget // per_page - 1  # and the page of padding
     assert parts.config.model.context_length is not None
     pages_per_request = -(-parts.config.model.context_length // cache.page_size)
     if cache.max_total_tokens is not None:
@@ -236,7 +253,7 @@ def _activation_bytes(parts: _Assembly) -> int:
     size_bytes = Dtype(parts.config.model.dtype).size_bytes
     layer_bytes = num_tokens * per_token * size_bytes
     # Sampling: logits twice, a sort and running sums; and what penalties keep per slot.
-    per_logit = 48 + 5
+    per_logit = 48 + 10
     logit_bytes = schedule.max_running_requests * model.vocab_size * per_logit
     prompt_logit_bytes = schedule.chunked_prefill_size * model.vocab_size * size_bytes
     return layer_bytes + logit_bytes + prompt_logit_bytes

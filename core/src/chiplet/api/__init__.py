@@ -5,8 +5,10 @@ from chiplet.api.attention import (
     AttentionPlan,
     AttentionProvider,
     AttentionRequest,
+    HostPlanning,
     KvLayout,
     KvSpec,
+    PlanStorage,
 )
 from chiplet.api.communication import (
     CommunicationProvider,
@@ -16,13 +18,38 @@ from chiplet.api.communication import (
     SpmdPlatform,
     Topology,
 )
+from chiplet.api.executable import (
+    ALL_SAMPLING,
+    GREEDY,
+    SETTINGS,
+    DeviceState,
+    Executable,
+    HostInputs,
+    InputLayout,
+    Logprobs,
+    Sampling,
+    ShapeBucket,
+    Step,
+    StepInputs,
+    StepLimits,
+    StepOutputs,
+    doubling,
+)
 from chiplet.api.features import Feature
 from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
 from chiplet.api.moe import MoeImpl, MoeProvider, MoeRequest
 from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
-from chiplet.api.platform import DeviceProbe, DoneEvent, Event, HostFacts, MemoryInfo, Platform
+from chiplet.api.platform import (
+    DeviceProbe,
+    DoneEvent,
+    Event,
+    Execution,
+    HostFacts,
+    MemoryInfo,
+    Platform,
+)
 from chiplet.api.proposals import Check, CheckStatus, Proposal
 from chiplet.api.provider import BuildContext, Provider
 from chiplet.api.quantization import (
@@ -37,11 +64,14 @@ from chiplet.api.reference import Reference
 from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
-from chiplet.forward_batch import ForwardBatch
+from chiplet.forward_batch import ForwardBatch, HostLengths
 
 __all__ = [
+    "ALL_SAMPLING",
+    "GREEDY",
     "INTERFACE_VERSIONS",
     "Activations",
+    "SETTINGS",
     "AttentionImpl",
     "AttentionPlan",
     "AttentionProvider",
@@ -55,21 +85,29 @@ __all__ = [
     "Communicator",
     "Coding",
     "DeviceProbe",
+    "DeviceState",
     "DoneEvent",
     "Dtype",
     "EngineConfig",
     "Event",
+    "Executable",
+    "Execution",
     "Feature",
     "ForwardBatch",
     "GroupKind",
     "Granularity",
     "HostFacts",
+    "HostInputs",
+    "HostLengths",
+    "HostPlanning",
+    "InputLayout",
     "KvLayout",
     "KvSpec",
     "LinearImpl",
     "LinearProvider",
     "LinearRequest",
     "LinearWeights",
+    "Logprobs",
     "MemoryInfo",
     "ModelEntry",
     "MoeImpl",
@@ -81,16 +119,24 @@ __all__ = [
     "OpProvider",
     "OpRequest",
     "Packed",
+    "PlanStorage",
     "Platform",
     "Proposal",
     "Provider",
     "Reason",
     "Reference",
     "SpmdPlatform",
+    "Sampling",
+    "ShapeBucket",
+    "Step",
+    "StepInputs",
+    "StepLimits",
+    "StepOutputs",
     "Tier",
     "Topology",
     "Verdict",
     "WeightScheme",
     "Yes",
+    "doubling",
     "hookimpl",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from numpy.typing import NDArray
+
+from chiplet.api.executable import ShapeBucket, StepInputs
 from chiplet.api.features import Feature
 from chiplet.api.provider import Provider
 from chiplet.config import Dtype
@@ -109,7 +112,10 @@ class AttentionImpl(Protocol):
     def plan(self, batch: ForwardBatch, layout: KvLayout) -> AttentionPlan:
         """Prepare a step; called once per step and group, before any `run` of the step.
 
-        Does not block on the device. Two plans may be alive at a time.
+        Does not block on the device. Two plans may be alive at a time. It is part of the step that
+        is recorded or compiled, where `batch.lengths_host` is None: then it must be made of tensor
+        operations alone, whose shapes depend on no value. An implementation that needs the
+        host's lengths has `plan_storage` too, see `HostPlanning`, or serves eager steps only.
         """
         ...
 
@@ -131,6 +137,37 @@ class AttentionImpl(Protocol):
         that nobody wrote may hold anything, NaN included; returns
         `[num_tokens, num_heads, head_dim]`.
         Mutates: `kv`, at the batch's `kv_rows`.
+        """
+        ...
+
+
+class PlanStorage(Protocol):
+    """Where an implementation that plans on the host keeps its plan of one bucket.
+
+    Attributes:
+        plan: what `run` takes while the step is recorded; the same object ever after.
+    """
+
+    plan: AttentionPlan
+
+    def update(self, host: StepInputs[NDArray[Any]]) -> None:
+        """Plan the step that is launched next; called before each launch of the bucket.
+
+        Queues copies in the order of the device's work and does not wait. Up to two steps are in
+        flight: host memory from which an earlier copy may still read must not be overwritten.
+
+        Shapes: see `StepInputs`; padding as in `ForwardBatch`.
+        """
+        ...
+
+
+@runtime_checkable
+class HostPlanning(Protocol):
+    """What an `AttentionImpl` has besides, if it plans on the host and can be recorded."""
+
+    def plan_storage(self, bucket: ShapeBucket, layout: KvLayout) -> PlanStorage:
+        """Fixed-address storage for the plans of a bucket; called once per bucket and group,
+        before the step is recorded. In that step `plan` is not called.
         """
         ...
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+from chiplet.api.executable import Executable, ShapeBucket, Step, StepLimits
 
 if TYPE_CHECKING:
     import torch
@@ -79,16 +82,28 @@ class DoneEvent:
         """Returns at once."""
 
 
+class Execution(StrEnum):
+    """How a platform runs a step."""
+
+    OP = "op"
+    """Operation by operation. Steps that recur may be recorded, to be replayed in one go; a step
+    that fits no bucket, or whose bucket is not ready, runs as it is."""
+    STEP = "step"
+    """Compiled whole, in static shapes: some bucket must serve every step."""
+
+
 class Platform(Protocol):
     """One device of one kind; exactly one is active per worker.
 
     Attributes:
         name: the device type, as in the probe.
         torch_device: where tensors go.
+        execution: how it runs a step.
     """
 
     name: str
     torch_device: torch.device
+    execution: Execution
 
     def activate(self) -> None:
         """Make this the current device of the calling thread and set its thread counts."""
@@ -116,4 +131,28 @@ class Platform(Protocol):
 
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
         """Start a copy to host memory and return it; valid once a later event is done."""
+        ...
+
+    def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
+        """Shapes of steps to prepare, in this order; the smallest one that serves a step runs it.
+
+        Empty where every step runs operation by operation in its exact shape. With `Execution.STEP`
+        some bucket must serve `limits.largest_step`.
+        """
+        ...
+
+    def prepare(self, step: Step) -> Executable:
+        """An executable of a step for its bucket; called once per bucket, never where `buckets` is
+        empty. May take seconds.
+
+        Called from a thread of its own, after `activate`, without gradients. With `Execution.OP`
+        no step is launched meanwhile, and what runs on the device must come after the steps
+        launched before: implementations share workspaces among all steps. With `Execution.STEP`
+        steps are launched meanwhile, so nothing may run on the state.
+
+        Raises:
+            Exception: the bucket cannot be prepared. With `Execution.OP` its steps then run
+                operation by operation, and a warning says so; with `Execution.STEP` the steps fail
+                that no other bucket serves.
+        """
         ...

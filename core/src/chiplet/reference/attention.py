@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +51,15 @@ class ReferencePlan:
     Attributes:
         page_ids: `[num_tokens] int64`, page that receives each token's key and value.
         offsets: `[num_tokens] int64`, place in that page.
-        requests: per request: first query token, query length, KV length, its pages
-            `[num_pages] int64`.
+        positions: `[num_tokens] int32`, of each token in its request.
+        requests: per request: its tokens or more, which of these are its own `[tokens] bool`, and
+            its pages or more `[num_pages] int64`.
     """
 
     page_ids: Tensor
     offsets: Tensor
-    requests: tuple[tuple[int, int, int, Tensor], ...]
+    positions: Tensor
+    requests: tuple[tuple[slice, Tensor, Tensor], ...]
 
 
 class PlainAttention:
@@ -70,55 +73,78 @@ class PlainAttention:
         return (CanonicalLayout(),)
 
     def plan(self, batch: ForwardBatch, layout: KvLayout) -> ReferencePlan:
-        """Find each request's queries and pages."""
+        """Find each request's queries and pages, in tensor operations alone.
+
+        Where the host does not know the lengths, every token is tried against every request and
+        the mask decides: slow, and correct.
+        """
         page_size = self._request.kv.page_size
-        starts = np.concatenate([[0], np.cumsum(batch.query_lengths_host)])
-        requests = tuple(
-            (
-                int(starts[index]),
-                int(batch.query_lengths_host[index]),
-                int(kv_length),
-                batch.page_table[index, : -(-int(kv_length) // page_size)].long(),
-            )
-            for index, kv_length in enumerate(batch.kv_lengths_host)
-        )
+        tokens = torch.arange(batch.num_tokens, device=batch.token_ids.device)
+        pages = batch.page_table.long()
+        requests: list[tuple[slice, Tensor, Tensor]] = []
+        for index, (rows, num_pages) in enumerate(_extents(batch, page_size)):
+            start, end = batch.query_starts[index], batch.query_starts[index + 1]
+            is_own = (tokens[rows] >= start) & (tokens[rows] < end)
+            requests.append((rows, is_own, pages[index, :num_pages]))
+        kv_rows = batch.kv_rows.long()
         return ReferencePlan(
-            torch.div(batch.kv_rows, page_size, rounding_mode="floor"),
-            batch.kv_rows % page_size,
-            requests,
+            torch.div(kv_rows, page_size, rounding_mode="floor"),
+            kv_rows % page_size,
+            batch.positions,
+            tuple(requests),
         )
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: ReferencePlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
         kv[plan.page_ids, 0, plan.offsets] = k.to(kv.dtype)
         kv[plan.page_ids, 1, plan.offsets] = v.to(kv.dtype)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        for start, query_length, kv_length, page_ids in plan.requests:
-            queries = slice(start, start + query_length)
+        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+        for rows, is_own, page_ids in plan.requests:
             pages = kv[page_ids]  # [num_pages, 2, page_size, num_kv_heads, head_dim]
-            keys, values = pages.transpose(0, 1).flatten(1, 2)[:, :kv_length]
-            out[queries] = self._attend(q[queries], keys, values)
+            keys, values = pages.transpose(0, 1).flatten(1, 2)
+            attended = self._attend(q[rows], keys, values, plan.positions[rows], is_own)
+            out[rows] = torch.where(is_own[:, None, None], attended, out[rows])
         return out
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """One request.
+    def _attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, is_own: Tensor
+    ) -> Tensor:
+        """Tokens of one request; the result of others may be anything.
 
-        Shapes: q `[queries, num_heads, head_dim]`; keys, values `[length, num_kv_heads,
-        head_dim]`; returns the shape of q.
+        Shapes: q `[queries, num_heads, head_dim]`; keys, values `[columns, num_kv_heads,
+        head_dim]`, anything past the request's length; positions, is_own `[queries]`; returns the
+        shape of q.
         """
         wide = torch.promote_types(q.dtype, torch.float32)
         group = self._request.num_heads // self._request.num_kv_heads
-        keys = keys.to(wide).repeat_interleave(group, dim=1)
-        values = values.to(wide).repeat_interleave(group, dim=1)
-        scores = torch.einsum("qhd,khd->hqk", q.to(wide), keys) * self._request.scale
-        length, num_queries = keys.shape[0], q.shape[0]
-        at = torch.arange(length - num_queries, length, device=q.device).unsqueeze(1)
-        seen = torch.arange(length, device=q.device).unsqueeze(0)
-        is_visible = seen <= at
+        at = positions.unsqueeze(1)
+        seen = torch.arange(keys.shape[0], device=q.device).unsqueeze(0)
+        is_visible = (seen <= at) & is_own.unsqueeze(1)
         if self._request.window is not None:
             is_visible &= seen > at - self._request.window
+        # What no token sees may be NaN, which not even a weight of zero would hide.
+        is_used = is_visible.any(dim=0)[:, None, None]
+        keys = keys.to(wide).masked_fill(~is_used, 0).repeat_interleave(group, dim=1)
+        values = values.to(wide).masked_fill(~is_used, 0).repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhd,khd->hqk", q.to(wide), keys) * self._request.scale
         weights = torch.softmax(scores.masked_fill(~is_visible, -torch.inf), dim=-1)
         return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+
+
+def _extents(batch: ForwardBatch, page_size: int) -> Iterator[tuple[slice, int]]:
+    """Per request, tokens among which its own are, and pages to look at."""
+    lengths = batch.lengths_host
+    if lengths is not None:
+        ends = np.cumsum(lengths.queries).tolist()
+        for end, queries, kv in zip(
+            ends, lengths.queries.tolist(), lengths.kv.tolist(), strict=True
+        ):
+            yield slice(end - queries, end), -(-kv // page_size)
+        return
+    for index in range(batch.num_requests):
+        is_decode = index < batch.num_decodes
+        first, end = (index, index + 1) if is_decode else (batch.num_decodes, batch.num_tokens)
+        yield slice(first, end), batch.page_table.shape[1]
 
 
 class ReferenceAttention:

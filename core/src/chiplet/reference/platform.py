@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psutil
 import torch
 
-from chiplet.api import DoneEvent, Event, MemoryInfo
+from chiplet.api import (
+    DoneEvent,
+    Event,
+    Executable,
+    Execution,
+    MemoryInfo,
+    ShapeBucket,
+    Step,
+    StepLimits,
+)
 
 
 class ReferencePlatform:
@@ -13,6 +24,7 @@ class ReferencePlatform:
 
     name = "reference"
     torch_device = torch.device("cpu")
+    execution = Execution.OP
 
     def activate(self) -> None:
         """Nothing to do: torch's own thread count stands."""
@@ -37,3 +49,11 @@ class ReferencePlatform:
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy, so that the caller may go on to overwrite the tensor."""
         return tensor.clone()
+
+    def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
+        """None: every step runs in its exact shape."""
+        return ()
+
+    def prepare(self, step: Step) -> Executable:
+        """The step itself."""
+        return step

@@ -1,192 +1,140 @@
-"""BatchBuilder: a plan becomes the tensors of one forward pass and of the sampling after it."""
+"""BatchBuilder: a plan becomes the inputs of one step, in one buffer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from torch import Tensor
 
-from chiplet.api import Platform
-from chiplet.forward_batch import ForwardBatch
-from chiplet.runner.packing import HostPacker
+from chiplet.api import SETTINGS, HostInputs, InputLayout, Sampling, ShapeBucket
 from chiplet.runner.random_numbers import uniforms
 from chiplet.runner.slots import SlotTables
-from chiplet.step import Int32s, StepPlan
+from chiplet.step import Bools, Int32s, StepPlan
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingBatch:
-    """All that picking tokens needs, one row per sampled chunk; on the device unless `_host`.
-
-    Attributes:
-        slots: `[num_sampled] int64`.
-        temperature, top_p, min_p, uniform: `[num_sampled] float32`.
-        top_k: `[num_sampled] int32`.
-        repetition, presence, frequency: `[num_sampled] float32`.
-        adjusted: rows `[m] int64`, tokens `[m] int64` and what is added to their logits
-            `[m] float32`: logit bias, and minus infinity for end tokens that come too early.
-        prompt_targets: `[num_prompt_rows] int32`, tokens whose prompt log-probability is wanted;
-            their rows follow the sampled ones in the logits.
-        top_count: alternatives per token that any request wants; None if none wants logprobs.
-        prompt_top_count: likewise for prompt tokens.
-    """
-
-    slots: Tensor
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    uniform: Tensor
-    repetition: Tensor
-    presence: Tensor
-    frequency: Tensor
-    adjusted: tuple[Tensor, Tensor, Tensor]
-    prompt_targets: Tensor
-    is_greedy: bool
-    has_filters: bool
-    has_penalties: bool
-    top_count: int | None
-    prompt_top_count: int | None
+_UNIFORM, _BARRED = SETTINGS.index("uniform"), SETTINGS.index("barred")
 
 
 class BatchBuilder:
-    """Builds both batches of a step with one copy to the device."""
+    """Builds the inputs of steps, filled up with padding to a bucket."""
 
-    def __init__(self, tables: SlotTables, *, page_size: int, platform: Platform) -> None:
+    def __init__(self, tables: SlotTables, *, page_size: int, padding_page: int) -> None:
         self._tables = tables
         self._page_size = page_size
-        self._platform = platform
+        self._padding_page = padding_page
+        self._template = lru_cache(maxsize=256)(self._make_template)
 
-    def build(self, plan: StepPlan) -> tuple[ForwardBatch, SamplingBatch]:
-        """The tensors of one step.
+    def shape(self, plan: StepPlan) -> ShapeBucket:
+        """The exact shape of a step. The tables must have taken the plan's admissions."""
+        chunks = plan.chunks
+        sampling = Sampling(int(np.bitwise_or.reduce(self._tables.needs[chunks.slots])))
+        if self._barred(plan).any():
+            sampling |= Sampling.BIAS
+        num_prompt_rows = int(np.count_nonzero(plan.prompt_targets >= 0))
+        if num_prompt_rows:
+            sampling |= Sampling.LOGPROBS
+        longest = int((chunks.starts + chunks.lengths).max())
+        return ShapeBucket(
+            num_tokens=plan.num_tokens,
+            num_requests=len(chunks),
+            num_decodes=plan.num_decodes,
+            max_pages=-(-longest // self._page_size),
+            num_prompt_rows=num_prompt_rows,
+            sampling=sampling,
+        )
+
+    def build(self, plan: StepPlan, bucket: ShapeBucket) -> HostInputs:
+        """The inputs of a step that the bucket serves.
 
         The tables must have taken the plan's admissions and page updates already.
         """
-        packer = HostPacker()
-        self._pack_forward(plan, packer)
-        sampled = np.flatnonzero(plan.chunks.is_sampled).astype(np.int32)
-        self._pack_sampling(plan, sampled, packer)
-        tensors = packer.send(self._platform)
-        return self._forward(plan, tensors), self._sampling(plan, sampled, tensors)
+        inputs = self.padding(bucket)
+        if plan.num_decodes == len(plan.chunks):
+            self._put_decodes(plan, inputs, bucket)
+        else:
+            self._put_tokens(plan, inputs)
+        self._put_sampling(plan, inputs, bucket.sampling)
+        return inputs
 
-    def _pack_forward(self, plan: StepPlan, packer: HostPacker) -> None:
-        chunks = plan.chunks
-        starts = np.zeros(len(chunks) + 1, dtype=np.int32)
+    def padding(self, bucket: ShapeBucket) -> HostInputs:
+        """Inputs of a step that is padding altogether."""
+        layout, template = self._template(bucket)
+        buffer = template.copy()
+        return HostInputs(buffer, layout.split(buffer, np.float32))
+
+    def _make_template(self, bucket: ShapeBucket) -> tuple[InputLayout, Int32s]:
+        layout = InputLayout.of(bucket)
+        buffer = np.zeros(layout.size, dtype=np.int32)
+        inputs, decodes = layout.split(buffer, np.float32), slice(0, bucket.num_decodes)
+        inputs.kv_rows[:] = self._padding_page * self._page_size
+        inputs.query_starts[:] = np.minimum(np.arange(bucket.num_requests + 1), bucket.num_decodes)
+        inputs.kv_lengths[decodes] = 1
+        inputs.page_table[decodes, 0] = self._padding_page
+        if bucket.is_decode:
+            inputs.logit_rows[: bucket.num_requests] = np.arange(bucket.num_requests)
+        inputs.slots[:] = self._tables.padding_slot
+        for name in ("temperature", "top_p", "repetition"):
+            inputs.settings[SETTINGS.index(name)] = 0.0 if name == "temperature" else 1.0
+        return layout, buffer
+
+    def _put_decodes(self, plan: StepPlan, inputs: HostInputs, bucket: ShapeBucket) -> None:
+        """A step in which every request has one token."""
+        chunks, arrays, num = plan.chunks, inputs.arrays, len(plan.chunks)
+        columns = arrays.page_table.shape[1]
+        pages = self._tables.page_table[chunks.slots, :columns]
+        arrays.token_ids[:num] = plan.token_ids
+        if chunks.is_fed.any():
+            np.copyto(arrays.token_ids[:num], -1 - chunks.slots, where=chunks.is_fed)
+        arrays.positions[:num] = chunks.starts
+        arrays.kv_lengths[:num] = chunks.starts + 1
+        arrays.page_table[:num] = pages
+        page_index, offsets = np.divmod(chunks.starts, self._page_size)
+        arrays.kv_rows[:num] = pages[np.arange(num), page_index] * self._page_size + offsets
+        if not bucket.is_decode:
+            arrays.query_starts[: num + 1] = np.arange(num + 1)
+            arrays.query_starts[num + 1 :] = num
+            arrays.logit_rows[:num] = np.arange(num)
+
+    def _put_tokens(self, plan: StepPlan, inputs: HostInputs) -> None:
+        """A step with chunks of any length."""
+        chunks, arrays = plan.chunks, inputs.arrays
+        num, num_tokens = len(chunks), plan.num_tokens
+        starts = np.zeros(num + 1, dtype=np.int32)
         np.cumsum(chunks.lengths, out=starts[1:])
-        kv_lengths = chunks.starts + chunks.lengths
-        pages = self._tables.page_table[
-            chunks.slots, : -(-int(kv_lengths.max()) // self._page_size)
-        ]
+        pages = self._tables.page_table[chunks.slots, : arrays.page_table.shape[1]]
         # Row of each token's chunk, and position of each token: start + place in its chunk.
-        rows = np.repeat(np.arange(len(chunks)), chunks.lengths)
-        places = np.arange(plan.num_tokens, dtype=np.int32) - starts[rows]
-        positions = chunks.starts[rows] + places
-        page_ids = pages[rows, positions // self._page_size].astype(np.int64)
-        prompt_rows = np.flatnonzero(plan.prompt_targets >= 0)
-        packer.put("token_ids", plan.token_ids)
-        packer.put("positions", positions)
-        packer.put("kv_rows", page_ids * self._page_size + positions % self._page_size)
-        packer.put("query_starts", starts)
-        packer.put("kv_lengths", kv_lengths)
-        packer.put("page_table", _without_stale(pages, kv_lengths, self._page_size))
-        logit_rows = np.concatenate([starts[1:][chunks.is_sampled] - 1, prompt_rows])
-        # A step that samples nothing still gets one row: products of no rows are a trap.
-        packer.put("logit_rows", logit_rows if len(logit_rows) else np.zeros(1, dtype=np.int64))
-        packer.put("prompt_targets", plan.prompt_targets[prompt_rows])
+        rows = np.repeat(np.arange(num), chunks.lengths)
+        positions = chunks.starts[rows] + np.arange(num_tokens, dtype=np.int32) - starts[rows]
+        page_index, offsets = np.divmod(positions, self._page_size)
+        arrays.token_ids[:num_tokens] = plan.token_ids
         fed = np.flatnonzero(chunks.is_fed)
-        packer.put("fed_tokens", starts[fed].astype(np.int64))
-        packer.put("fed_slots", chunks.slots[fed].astype(np.int64))
+        arrays.token_ids[starts[fed]] = -1 - chunks.slots[fed]
+        arrays.positions[:num_tokens] = positions
+        arrays.kv_rows[:num_tokens] = pages[rows, page_index] * self._page_size + offsets
+        arrays.query_starts[: num + 1] = starts
+        arrays.query_starts[num + 1 :] = num_tokens
+        arrays.kv_lengths[:num] = chunks.starts + chunks.lengths
+        arrays.page_table[:num] = pages
+        arrays.logit_rows[:num] = starts[1:] - 1
+        if len(plan.prompt_targets):
+            prompt_rows = np.flatnonzero(plan.prompt_targets >= 0)
+            first = len(arrays.slots)
+            arrays.logit_rows[first : first + len(prompt_rows)] = prompt_rows
+            arrays.targets[: len(prompt_rows)] = plan.prompt_targets[prompt_rows]
 
-    def _forward(self, plan: StepPlan, tensors: dict[str, Tensor]) -> ForwardBatch:
-        token_ids = tensors["token_ids"]
-        if plan.chunks.is_fed.any():
-            last = self._tables.last_tokens[tensors["fed_slots"]]
-            token_ids = token_ids.index_copy(0, tensors["fed_tokens"], last)
-        return ForwardBatch(
-            num_decodes=plan.num_decodes,
-            token_ids=token_ids,
-            positions=tensors["positions"],
-            kv_rows=tensors["kv_rows"],
-            query_starts=tensors["query_starts"],
-            kv_lengths=tensors["kv_lengths"],
-            page_table=tensors["page_table"],
-            logit_rows=tensors["logit_rows"].long(),
-            query_lengths_host=plan.chunks.lengths,
-            kv_lengths_host=plan.chunks.starts + plan.chunks.lengths,
-        )
+    def _put_sampling(self, plan: StepPlan, inputs: HostInputs, sampling: Sampling) -> None:
+        tables, chunks, arrays = self._tables, plan.chunks, inputs.arrays
+        num, slots = len(chunks), chunks.slots
+        arrays.slots[:num] = np.where(chunks.is_sampled, slots, tables.padding_slot)
+        if not sampling & ~Sampling.LOGPROBS:
+            return
+        arrays.top_k[:num] = tables.top_k[slots]
+        arrays.settings[:, :num] = tables.settings[:, slots]
+        if Sampling.DRAW in sampling:
+            arrays.settings[_UNIFORM, :num] = uniforms(tables.seeds[slots], chunks.output_indices)
+        if Sampling.BIAS in sampling:
+            arrays.settings[_BARRED, :num] = self._barred(plan)
 
-    def _pack_sampling(self, plan: StepPlan, sampled: Int32s, packer: HostPacker) -> None:
-        tables, slots = self._tables, plan.chunks.slots[sampled]
-        output_indices = plan.chunks.output_indices[sampled]
-        packer.put("slots", slots.astype(np.int64))
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            packer.put(name, getattr(tables, name)[slots])
-        for name in ("repetition", "presence", "frequency"):
-            packer.put(name, getattr(tables, name)[slots])
-        packer.put("uniform", uniforms(tables.seeds[slots], output_indices))
-        rows, tokens, values = _adjustments(tables, slots, output_indices)
-        packer.put("adjusted_rows", np.asarray(rows, dtype=np.int64))
-        packer.put("adjusted_tokens", np.asarray(tokens, dtype=np.int64))
-        packer.put("adjusted_values", np.asarray(values, dtype=np.float32))
-
-    def _sampling(
-        self, plan: StepPlan, sampled: Int32s, tensors: dict[str, Tensor]
-    ) -> SamplingBatch:
-        tables, slots = self._tables, plan.chunks.slots[sampled]
-        drawn = slots[tables.temperature[slots] > 0]
-        wanted = [tables.sampling[slot].logprobs for slot in slots]
-        prompt_wanted = (
-            [tables.sampling[slot].prompt_logprobs for slot in plan.chunks.slots]
-            if len(plan.prompt_targets)
-            else []
-        )
-        names = ("temperature", "top_k", "top_p", "min_p", "uniform")
-        penalties = ("repetition", "presence", "frequency")
-        return SamplingBatch(
-            slots=tensors["slots"],
-            **{name: tensors[name] for name in names + penalties},
-            adjusted=(
-                tensors["adjusted_rows"],
-                tensors["adjusted_tokens"],
-                tensors["adjusted_values"],
-            ),
-            prompt_targets=tensors["prompt_targets"],
-            is_greedy=not len(drawn),
-            has_filters=bool(
-                tables.top_k[drawn].any()
-                or (tables.top_p[drawn] < 1).any()
-                or tables.min_p[drawn].any()
-            ),
-            has_penalties=any(tables.sampling[slot].has_penalties for slot in slots),
-            top_count=_largest(wanted),
-            prompt_top_count=_largest(prompt_wanted),
-        )
-
-
-def _without_stale(pages: Int32s, kv_lengths: Int32s, page_size: int) -> Int32s:
-    """Rows of the page table with entries past each request's last page set to 0."""
-    is_used = np.arange(pages.shape[1]) < -(-kv_lengths // page_size)[:, None]
-    return np.where(is_used, pages, 0).astype(np.int32)
-
-
-def _adjustments(
-    tables: SlotTables, slots: Int32s, output_indices: Int32s
-) -> tuple[list[int], list[int], list[float]]:
-    """Rows, tokens and values of what is added to single logits."""
-    rows: list[int] = []
-    tokens: list[int] = []
-    values: list[float] = []
-    for row, slot in enumerate(slots):
-        sampling = tables.sampling[slot]
-        added = dict(sampling.logit_bias)
-        if output_indices[row] < sampling.min_tokens:
-            added |= dict.fromkeys(tables.end_token_ids[slot], -np.inf)
-        rows += [row] * len(added)
-        tokens += added.keys()
-        values += added.values()
-    return rows, tokens, values
-
-
-def _largest(counts: list[int | None]) -> int | None:
-    return max((count for count in counts if count is not None), default=None)
+    def _barred(self, plan: StepPlan) -> Bools:
+        """Chunks whose answer is too short to end, `[num_chunks] bool`."""
+        chunks = plan.chunks
+        return chunks.is_sampled & (chunks.output_indices < self._tables.min_tokens[chunks.slots])

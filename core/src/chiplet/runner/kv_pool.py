@@ -20,12 +20,17 @@ class KvPool:
     Attributes:
         layers: the pages of each layer, as its layout says.
         layouts: of each group of layers.
-        num_pages: pages that each layer has.
+        num_pages: pages that requests may have; one more, the last, takes what padding writes.
     """
 
     layers: tuple[Tensor, ...]
     layouts: dict[str, KvLayout]
     num_pages: int
+
+    @property
+    def padding_page(self) -> int:
+        """The page that no request ever has."""
+        return self.num_pages
 
 
 def page_bytes(attention_layers: Sequence[PagedAttention]) -> int:
@@ -36,7 +41,7 @@ def page_bytes(attention_layers: Sequence[PagedAttention]) -> int:
 def allocate(
     attention_layers: Sequence[PagedAttention], num_pages: int, device: torch.device
 ) -> KvPool:
-    """Room for pages.
+    """Room for `num_pages` pages and that of padding.
 
     Rows that nobody wrote may hold anything: filling a large pool would take longer than the rest
     of a start, and touch memory that may never be needed.
@@ -44,7 +49,7 @@ def allocate(
     layouts = {layer.request.group: layer.impl.layouts()[0] for layer in attention_layers}
     layers = tuple(
         torch.empty(
-            layouts[layer.request.group].shape(layer.request.kv, num_pages),
+            layouts[layer.request.group].shape(layer.request.kv, num_pages + 1),
             dtype=torch_dtype(layer.request.kv.dtype),
             device=device,
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from chiplet.api import AttentionImpl, AttentionPlan, Event, ForwardBatch, Platform
+from chiplet.api import Event, Logprobs, Platform, StepOutputs
 from chiplet.errors import EngineError
-from chiplet.layers.attention import AttentionInputs
-from chiplet.models.base import CausalLM
 from chiplet.runner.batch_builder import BatchBuilder
-from chiplet.runner.kv_pool import KvPool
-from chiplet.runner.sampler import DeviceLogprobs, SampledTokens, Sampler
+from chiplet.runner.executables import Executables
 from chiplet.runner.slots import SlotTables
 from chiplet.step import LogprobRows, StepPlan, StepResult
 
@@ -20,50 +18,52 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: CausalLM,
-        kv: KvPool,
+        executables: Executables,
         *,
         platform: Platform,
         tables: SlotTables,
         builder: BatchBuilder,
-        sampler: Sampler,
     ) -> None:
-        self._model = model
-        self._kv = kv
+        self._executables = executables
         self._platform = platform
         self._tables = tables
         self._builder = builder
-        self._sampler = sampler
-        self._attention: dict[str, AttentionImpl] = {
-            layer.request.group: layer.impl for layer in model.attention_layers()
-        }
+
+    def prepare(self, *, in_background: bool) -> None:
+        """Have the platform prepare its buckets, now or while steps run."""
+        self._executables.prepare(in_background=in_background)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start one step and return without waiting for the device."""
-        self._tables.admit(plan.admissions)
-        self._tables.update_pages(plan.page_updates)
-        batch, sampling = self._builder.build(plan)
-        attention = AttentionInputs(self._kv.layers, self._plan_attention(batch))
-        logits = self._model.forward(batch, attention)
-        sampled = self._sampler.pick(logits, sampling)
-        return LaunchedStep(plan.step_id, sampled, self._platform)
-
-    def _plan_attention(self, batch: ForwardBatch) -> dict[str, AttentionPlan]:
-        return {
-            group: impl.plan(batch, self._kv.layouts[group])
-            for group, impl in self._attention.items()
-        }
+        with self._executables.launching():
+            self._tables.admit(plan.admissions)
+            self._tables.update_pages(plan.page_updates)
+            executable = self._executables.find(self._builder.shape(plan))
+            outputs = executable.launch(self._builder.build(plan, executable.bucket))
+            return LaunchedStep(plan, executable.bucket.num_requests, outputs, self._platform)
 
 
 class LaunchedStep:
     """A step whose tokens are on their way to the host; see `chiplet.step.PendingStep`."""
 
-    def __init__(self, step_id: int, sampled: SampledTokens, platform: Platform) -> None:
-        self._step_id = step_id
-        self._token_ids = platform.to_host_async(sampled.token_ids)
-        self._logprobs = _to_host(sampled.logprobs, platform)
-        self._prompt_logprobs = _to_host(sampled.prompt_logprobs, platform)
+    def __init__(
+        self, plan: StepPlan, num_rows: int, outputs: StepOutputs, platform: Platform
+    ) -> None:
+        """Start the copies.
+
+        Args:
+            plan: what was launched.
+            num_rows: requests of the bucket: prompt rows follow theirs.
+            outputs: of the step.
+            platform: brings them to the host.
+        """
+        self._plan = plan
+        self._num_rows = num_rows
+        self._token_ids = platform.to_host_async(outputs.token_ids)
+        self._logprobs: Logprobs | None = None
+        if outputs.logprobs is not None:
+            self._logprobs = Logprobs(*map(platform.to_host_async, outputs.logprobs))
         self._event: Event = platform.record_event()
 
     def is_done(self) -> bool:
@@ -75,24 +75,19 @@ class LaunchedStep:
         try:
             self._event.wait()
         except RuntimeError as error:
-            raise EngineError(f"The device failed in step {self._step_id}: {error}") from error
+            raise EngineError(f"The device failed in step {self._plan.step_id}: {error}") from error
+        chunks, targets = self._plan.chunks, self._plan.prompt_targets
+        sampled = np.flatnonzero(chunks.is_sampled)
+        prompt = self._num_rows + np.arange(np.count_nonzero(targets >= 0))
         return StepResult(
-            step_id=self._step_id,
-            token_ids=self._token_ids.numpy(),
-            logprobs=_rows(self._logprobs),
-            prompt_logprobs=_rows(self._prompt_logprobs),
+            step_id=self._plan.step_id,
+            token_ids=self._token_ids.numpy()[sampled],
+            logprobs=_rows(self._logprobs, sampled),
+            prompt_logprobs=_rows(self._logprobs, prompt) if len(prompt) else None,
         )
 
 
-def _to_host(logprobs: DeviceLogprobs | None, platform: Platform) -> DeviceLogprobs | None:
+def _rows(logprobs: Logprobs | None, rows: np.ndarray) -> LogprobRows | None:
     if logprobs is None:
         return None
-    chosen, top_ids, top = (platform.to_host_async(tensor) for tensor in logprobs)
-    return chosen, top_ids, top
-
-
-def _rows(logprobs: DeviceLogprobs | None) -> LogprobRows | None:
-    if logprobs is None:
-        return None
-    chosen, top_ids, top = logprobs
-    return LogprobRows(chosen.numpy(), top_ids.numpy(), top.numpy())
+    return LogprobRows(*(each.numpy()[rows] for each in logprobs))

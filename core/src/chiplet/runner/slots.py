@@ -6,93 +6,130 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from chiplet.api import Platform
+from chiplet.api import SETTINGS, DeviceState, Platform, Sampling
 from chiplet.sampling_params import SamplingParams
 from chiplet.step import PageUpdates, SlotAdmission
 
 
 class SlotTables:
-    """One row per slot: pages, sampling settings, and what sampling keeps on the device.
+    """One row per slot: pages and sampling settings on the host, and what steps change.
 
     Attributes:
-        page_table: `[num_slots, max_pages] int32`, host.
-        temperature, top_p, min_p, repetition, presence, frequency: `[num_slots] float32`, host.
+        padding_slot: the row after the last slot, which padding writes to.
+        page_table: `[num_slots, max_pages] int32`, host; entries that a slot's request has not
+            reached are 0 or pages that it will reach.
+        settings: `[len(SETTINGS), num_slots] float32`, host; what changes per step is 0.
         top_k: `[num_slots] int32`, host.
         seeds: `[num_slots] uint64`, host.
-        sampling: settings of each slot's request.
-        end_token_ids: of each slot's request.
-        last_tokens: `[num_slots] int32`, device, token last sampled for each slot.
+        min_tokens: `[num_slots] int32`, host.
+        needs: `[num_slots] uint8`, host, `Sampling` of each slot's request.
+        state: on the device.
     """
 
     def __init__(
-        self, *, num_slots: int, max_pages: int, vocab_size: int, platform: Platform
+        self,
+        *,
+        num_slots: int,
+        max_pages: int,
+        vocab_size: int,
+        kv: tuple[Tensor, ...],
+        platform: Platform,
     ) -> None:
+        self.padding_slot = num_slots
         self.page_table = np.zeros((num_slots, max_pages), dtype=np.int32)
-        self.temperature = np.zeros(num_slots, dtype=np.float32)
+        self.settings = np.zeros((len(SETTINGS), num_slots), dtype=np.float32)
         self.top_k = np.zeros(num_slots, dtype=np.int32)
-        self.top_p = np.ones(num_slots, dtype=np.float32)
-        self.min_p = np.zeros(num_slots, dtype=np.float32)
-        self.repetition = np.ones(num_slots, dtype=np.float32)
-        self.presence = np.zeros(num_slots, dtype=np.float32)
-        self.frequency = np.zeros(num_slots, dtype=np.float32)
         self.seeds = np.zeros(num_slots, dtype=np.uint64)
-        self.sampling = [SamplingParams()] * num_slots
-        self.end_token_ids: list[tuple[int, ...]] = [()] * num_slots
-        self.last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=platform.torch_device)
+        self.min_tokens = np.zeros(num_slots, dtype=np.int32)
+        self.needs = np.zeros(num_slots, dtype=np.uint8)
+        self.state = _make_state(num_slots + 1, vocab_size, kv, platform.torch_device)
+        self._has_bias = np.zeros(num_slots, dtype=np.bool_)
         self._vocab_size = vocab_size
         self._platform = platform
-        # Made when the first request with penalties comes: most servers never need them.
-        self._is_in_prompt = torch.empty(0)
-        self._output_counts = torch.empty(0)
 
     def admit(self, admissions: Sequence[SlotAdmission]) -> None:
         """Let slots change hands."""
         for admission in admissions:
             slot, sampling = admission.slot, admission.sampling
-            self.temperature[slot] = 0.0 if sampling.is_greedy else sampling.temperature
+            self.page_table[slot] = 0
+            self.settings[:, slot] = [_setting(sampling, name) for name in SETTINGS]
             self.top_k[slot] = min(sampling.top_k, self._vocab_size)
-            self.top_p[slot] = sampling.top_p
-            self.min_p[slot] = sampling.min_p
-            self.repetition[slot] = sampling.repetition_penalty
-            self.presence[slot] = sampling.presence_penalty
-            self.frequency[slot] = sampling.frequency_penalty
             self.seeds[slot] = np.uint64(admission.seed % 2**64)
-            self.sampling[slot] = sampling
-            self.end_token_ids[slot] = admission.end_token_ids
+            self.min_tokens[slot] = sampling.min_tokens
+            self.needs[slot] = _needs(sampling)
             if sampling.has_penalties:
-                self._count(admission)
+                self._write_counts(admission)
+            if sampling.logit_bias or self._has_bias[slot]:
+                self._write_bias(slot, sampling)
+            if sampling.min_tokens:
+                is_end = np.zeros(self._vocab_size, dtype=np.bool_)
+                is_end[list(admission.end_token_ids)] = True
+                self._write(self.state.is_end, slot, is_end)
 
     def update_pages(self, updates: PageUpdates) -> None:
         """Write changed entries of the page table."""
-        self.page_table[updates.slots, updates.indices] = updates.page_ids
+        if len(updates):
+            self.page_table[updates.slots, updates.indices] = updates.page_ids
 
-    def occurrences(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens seen by slots, for penalties.
-
-        Shapes: slots `[n] int64`; returns is_in_prompt `[n, vocab] bool` and output_counts
-        `[n, vocab] int32`.
-        """
-        return self._is_in_prompt[slots], self._output_counts[slots]
-
-    def remember(self, slots: torch.Tensor, token_ids: torch.Tensor) -> None:
-        """Note the tokens just sampled. Shapes: slots `[n] int64`; token_ids `[n] int32`."""
-        self.last_tokens[slots] = token_ids
-
-    def count(self, slots: torch.Tensor, token_ids: torch.Tensor) -> None:
-        """Note one occurrence each, for slots with penalties. Shapes: both `[n] int64`."""
-        ones = torch.ones_like(slots, dtype=torch.int32)
-        self._output_counts.index_put_((slots, token_ids), ones, accumulate=True)
-
-    def _count(self, admission: SlotAdmission) -> None:
-        if self._output_counts.numel() == 0:
-            shape = (len(self.seeds), self._vocab_size)
-            device = self._platform.torch_device
-            self._is_in_prompt = torch.zeros(shape, dtype=torch.bool, device=device)
-            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=device)
+    def _write_counts(self, admission: SlotAdmission) -> None:
         is_in_prompt = np.zeros(self._vocab_size, dtype=np.bool_)
         is_in_prompt[admission.prompt_token_ids] = True
         counts = np.bincount(admission.output_token_ids, minlength=self._vocab_size)
-        send = self._platform.to_device_async
-        self._is_in_prompt[admission.slot] = send(torch.from_numpy(is_in_prompt))
-        self._output_counts[admission.slot] = send(torch.from_numpy(counts.astype(np.int32)))
+        self._write(self.state.is_in_prompt, admission.slot, is_in_prompt)
+        self._write(self.state.output_counts, admission.slot, counts.astype(np.int32))
+
+    def _write_bias(self, slot: int, sampling: SamplingParams) -> None:
+        bias = np.zeros(self._vocab_size, dtype=np.float32)
+        bias[list(sampling.logit_bias)] = list(sampling.logit_bias.values())
+        self._write(self.state.bias, slot, bias)
+        self._has_bias[slot] = bool(sampling.logit_bias)
+
+    def _write(self, table: Tensor, slot: int, row: np.ndarray) -> None:
+        table[slot] = self._platform.to_device_async(torch.from_numpy(row))
+
+
+def _make_state(
+    num_rows: int, vocab_size: int, kv: tuple[Tensor, ...], device: torch.device
+) -> DeviceState:
+    """Zeros: where memory is zero when fresh, a table costs nothing until it is needed."""
+
+    def table(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return DeviceState(
+        kv=kv,
+        last_tokens=table(num_rows, dtype=torch.int32),
+        is_in_prompt=table(num_rows, vocab_size, dtype=torch.bool),
+        output_counts=table(num_rows, vocab_size, dtype=torch.int32),
+        bias=table(num_rows, vocab_size, dtype=torch.float32),
+        is_end=table(num_rows, vocab_size, dtype=torch.bool),
+    )
+
+
+def _setting(sampling: SamplingParams, name: str) -> float:
+    match name:
+        case "temperature":
+            return 0.0 if sampling.is_greedy else sampling.temperature
+        case "repetition" | "presence" | "frequency":
+            return getattr(sampling, f"{name}_penalty")
+        case "uniform" | "barred":
+            return 0.0
+        case _:
+            return getattr(sampling, name)
+
+
+def _needs(sampling: SamplingParams) -> Sampling:
+    needs = Sampling(0)
+    if not sampling.is_greedy:
+        needs |= Sampling.DRAW
+        if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+            needs |= Sampling.FILTERS
+    if sampling.has_penalties:
+        needs |= Sampling.PENALTIES
+    if sampling.logit_bias:
+        needs |= Sampling.BIAS
+    if sampling.logprobs is not None:
+        needs |= Sampling.LOGPROBS
+    return needs

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 
-from chiplet.api import DeviceProbe, DoneEvent, Event, MemoryInfo
+from chiplet.api import (
+    DeviceProbe,
+    DoneEvent,
+    Event,
+    Executable,
+    Execution,
+    MemoryInfo,
+    ShapeBucket,
+    Step,
+    StepLimits,
+)
 from chiplet_cpu import native
 from chiplet_cpu.host import memory_info, usable_cores
 
@@ -18,6 +29,7 @@ class CpuPlatform:
 
     name = "cpu"
     torch_device = torch.device("cpu")
+    execution = Execution.OP
 
     def __init__(self, device: DeviceProbe) -> None:
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
@@ -49,3 +61,11 @@ class CpuPlatform:
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy, so that the caller may go on to overwrite the tensor."""
         return tensor.clone()
+
+    def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
+        """None: every step runs in its exact shape."""
+        return ()
+
+    def prepare(self, step: Step) -> Executable:
+        """The step itself."""
+        return step

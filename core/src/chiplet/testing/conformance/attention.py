@@ -14,6 +14,7 @@ from chiplet.api import (
     AttentionRequest,
     BuildContext,
     ForwardBatch,
+    HostLengths,
     KvLayout,
     KvSpec,
 )
@@ -185,13 +186,12 @@ def _make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple
         num_decodes=sum(1 for each in case.query_lengths if each == 1),
         token_ids=torch.zeros(int(query_lengths.sum()), dtype=torch.int32),
         positions=torch.cat(positions).int(),
-        kv_rows=torch.cat(kv_rows),
+        kv_rows=torch.cat(kv_rows).int(),
         query_starts=starts,
         kv_lengths=torch.from_numpy(kv_lengths),
         page_table=table,
-        logit_rows=starts[1:].long() - 1,
-        query_lengths_host=query_lengths,
-        kv_lengths_host=kv_lengths,
+        logit_rows=starts[1:] - 1,
+        lengths_host=HostLengths(query_lengths, kv_lengths),
     )
     return batch, num_pages
 

@@ -114,7 +114,8 @@ class Planner:
 
     def plan(self, batch: ForwardBatch) -> StepPlan:
         """The plan of one step."""
-        lengths = batch.kv_lengths_host.astype(np.int64)
+        # Main memory: the host reads lengths, padding included, where the step has them.
+        lengths = batch.kv_lengths.numpy().astype(np.int64)
         pages = batch.page_table.numpy()
         order, groups = self._decodes(lengths[: batch.num_decodes], pages)
         return StepPlan(
@@ -126,6 +127,7 @@ class Planner:
         )
 
     def _write_rows(self, kv_rows: Tensor) -> Tensor:
+        kv_rows = kv_rows.long()
         page = torch.div(kv_rows, self._page_size, rounding_mode="floor")
         offset = kv_rows - page * self._page_size
         heads = torch.arange(self._num_rows)
@@ -216,13 +218,14 @@ class Planner:
     def _extends(
         self, batch: ForwardBatch, lengths: NDArray[np.int64], pages: NDArray[np.int32]
     ) -> tuple[Extend, ...]:
-        num_queries = batch.query_lengths_host.astype(np.int64)
+        num_queries = np.diff(batch.query_starts.numpy()).astype(np.int64)
         ends = np.cumsum(num_queries)
         positions = lengths - num_queries  # of each request's first query token
-        chosen = range(batch.num_decodes, batch.num_requests)
-        band = self._band([int(positions[index]) for index in chosen], num_queries[chosen.start :])
+        # Requests without a query are padding.
+        chosen = np.flatnonzero(num_queries[batch.num_decodes :]) + batch.num_decodes
+        band = self._band(positions[chosen].tolist(), num_queries[chosen])
         extends: list[Extend] = []
-        for index in chosen:
+        for index in chosen.tolist():
             first = int(self._first_pages(positions[index : index + 1])[0])
             last = -(-int(lengths[index]) // self._page_size)
             base = first * self._page_size

@@ -1,0 +1,183 @@
+"""Executables: which prepared form of the step runs a plan, and how the forms come to be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from chiplet.api import (
+    Executable,
+    Execution,
+    HostInputs,
+    PlanStorage,
+    Platform,
+    ShapeBucket,
+    StepLimits,
+    StepOutputs,
+)
+from chiplet.errors import ConfigError, EngineError
+from chiplet.runner.step_function import StepFunction
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.001
+"""Between two preparations, so that a launch that waits for its turn gets it."""
+
+_MAX_REMEMBERED = 4096
+"""Shapes whose bucket is remembered."""
+
+
+class Executables:
+    """Executables by bucket. One thread launches; another may prepare at the same time."""
+
+    def __init__(
+        self, function: StepFunction, platform: Platform, limits: StepLimits, *, is_eager: bool
+    ) -> None:
+        """Know the buckets; nothing is prepared yet.
+
+        Raises:
+            ConfigError: eager steps are wanted where there are none, or a step has no bucket.
+        """
+        self._function = function
+        self._platform = platform
+        self._is_compiled = platform.execution is Execution.STEP
+        if is_eager and self._is_compiled:
+            raise ConfigError(
+                f"The device '{platform.name}' runs steps that are compiled whole; it cannot run "
+                "them operation by operation.",
+                remedy="Leave --eager out.",
+            )
+        buckets = () if is_eager else tuple(platform.buckets(limits))
+        if self._is_compiled and not any(each.serves(limits.largest_step) for each in buckets):
+            raise ConfigError(
+                f"The device '{platform.name}' has no bucket for the largest step, "
+                f"{limits.largest_step}.",
+                remedy="Lower --max-running-requests, --chunked-prefill-size or --context-length.",
+            )
+        planning = function.groups_planned_on_host()
+        if self._is_compiled and planning:
+            raise ConfigError(
+                f"The device '{platform.name}' compiles whole steps, but attention/{planning[0]} "
+                "is planned on the host.",
+                remedy=f"Pin another provider with --use attention/{planning[0]}=NAME.",
+            )
+        self._to_prepare = buckets
+        self._by_size = sorted(buckets, key=_size)
+        self._ready: dict[ShapeBucket, Executable] = {}
+        self._failed: set[ShapeBucket] = set()
+        self._remembered: dict[ShapeBucket, Executable] = {}
+        # Whoever holds it prepares.
+        self._preparing = threading.Lock()
+        # An eager platform's operations share workspaces: either a launch or a preparation.
+        self._turn: AbstractContextManager[object] = (
+            threading.Lock() if buckets and not self._is_compiled else nullcontext()
+        )
+
+    def launching(self) -> AbstractContextManager[object]:
+        """Must be held while a step is launched."""
+        return self._turn
+
+    def find(self, shape: ShapeBucket) -> Executable:
+        """The executable for a step of that exact shape, the smallest one that is ready.
+
+        Blocks only where the step must be compiled first.
+
+        Raises:
+            EngineError: no bucket could be prepared for it.
+        """
+        if not self._to_prepare:
+            return self._function.exactly(shape)
+        known = self._remembered.get(shape)
+        if known is None:
+            known = self._choose(shape)
+        return known
+
+    def prepare(self, *, in_background: bool) -> None:
+        """Have the platform prepare its buckets, in its order."""
+        if not self._to_prepare:
+            return
+        if in_background:
+            threading.Thread(target=self._prepare_all, name="prepare", daemon=True).start()
+        else:
+            self._prepare_all()
+
+    def _choose(self, shape: ShapeBucket) -> Executable:
+        serving = [bucket for bucket in self._by_size if bucket.serves(shape)]
+        ready = [self._ready[bucket] for bucket in serving if bucket in self._ready]
+        if ready:
+            is_final = ready[0].bucket == next(b for b in serving if b not in self._failed)
+            if is_final and len(self._remembered) < _MAX_REMEMBERED:
+                self._remembered[shape] = ready[0]
+            return ready[0]
+        if not self._is_compiled:
+            return self._function.exactly(shape)
+        for bucket in serving:
+            _log.info("A step waits until its shape is compiled: %s", bucket)
+            self._prepare(bucket)
+            if bucket in self._ready:
+                return self._ready[bucket]
+        raise EngineError(f"No program could be compiled for a step of {shape}.")
+
+    def _prepare_all(self) -> None:
+        self._platform.activate()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            for bucket in progress.track(self._to_prepare, description="Preparing step shapes"):
+                self._prepare(bucket)
+                time.sleep(_PAUSE_S)
+        _log.info("%d of %d step shapes are ready", len(self._ready), len(self._to_prepare))
+
+    @torch.inference_mode()
+    def _prepare(self, bucket: ShapeBucket) -> None:
+        with self._preparing, self._turn:
+            if bucket in self._ready or bucket in self._failed:
+                return
+            try:
+                step = self._function.for_bucket(bucket)
+                storages = tuple(step.storages.values())
+                for storage in storages:
+                    storage.update(step.padding().arrays)
+                executable = self._platform.prepare(step)
+            except Exception as error:
+                self._failed.add(bucket)
+                _log.warning("%s cannot be prepared: %s", bucket, error, exc_info=error)
+            else:
+                self._ready[bucket] = _Planned(executable, storages) if storages else executable
+
+
+class _Planned:
+    """An executable whose attention is planned on the host before each launch."""
+
+    def __init__(self, executable: Executable, storages: Sequence[PlanStorage]) -> None:
+        self.bucket = executable.bucket
+        self._executable = executable
+        self._storages = storages
+
+    def launch(self, host: HostInputs) -> StepOutputs:
+        """Plan, then launch."""
+        for storage in self._storages:
+            storage.update(host.arrays)
+        return self._executable.launch(host)
+
+
+def _size(bucket: ShapeBucket) -> tuple[int, ...]:
+    """What makes a bucket dear, most important first."""
+    return (
+        bucket.num_tokens,
+        bucket.num_logit_rows,
+        bucket.sampling.bit_count(),
+        bucket.max_pages,
+        bucket.num_requests - bucket.num_decodes,
+    )

@@ -1,0 +1,143 @@
+"""Steps replayed on fixed buffers, with padding, give what exact steps give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chiplet.api import Executable, Execution, ShapeBucket, Step, StepLimits
+from chiplet.config import EngineConfig
+from chiplet.errors import ConfigError
+from chiplet.reference.platform import ReferencePlatform
+from chiplet.runner.runner import LaunchedStep
+from chiplet.scheduler.scheduler import Scheduler
+from chiplet.testing.replayed_step import ReplayedStep, few_buckets
+from chiplet.worker import start
+from tests.models.test_overlap import KINDS_OF_SAMPLING
+from tests.models.tiny import VOCAB_SIZE, Collected, make_checkpoint, run_engine
+
+
+@pytest.fixture(scope="module", params=["llama-bias", "mistral-window"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(request.param, folder)
+    return folder
+
+
+def _config(folder: Path, **options: object) -> EngineConfig:
+    defaults = {
+        "model": str(folder),
+        "device": "reference",
+        "dtype": "float32",
+        "max_running_requests": 4,
+        "page_size": 4,
+        "chunked_prefill_size": 9,
+        "max_total_tokens": 4096,
+        "context_length": 80,
+        "prepare_first": True,
+    }
+    return EngineConfig.from_options(**(defaults | options))
+
+
+def _run(config: EngineConfig) -> list[Collected]:
+    rng = np.random.default_rng(0)
+    shared = rng.integers(2, VOCAB_SIZE, 9).tolist()
+    prompts = [rng.integers(2, VOCAB_SIZE, size).tolist() for size in (1, 20, 3, 7, 33, 12)]
+    prompts += [shared + prompt for prompt in prompts]
+    return run_engine(config, prompts, KINDS_OF_SAMPLING * 2)
+
+
+def _assert_same(got: Sequence[Collected], expected: Sequence[Collected]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        for name in ("logprobs", "prompt_logprobs"):
+            ours = [each.logprob for out in one.outputs for each in getattr(out, name) or ()]
+            theirs = [each.logprob for out in other.outputs for each in getattr(out, name) or ()]
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+class Prepared:
+    """Replaces the reference platform's preparation, and keeps what it made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, execution: Execution) -> None:
+        self.steps: list[ReplayedStep] = []
+        monkeypatch.setattr(ReferencePlatform, "execution", execution)
+        monkeypatch.setattr(ReferencePlatform, "buckets", lambda _, limits: self.buckets(limits))
+        monkeypatch.setattr(ReferencePlatform, "prepare", lambda _, step: self.prepare(step))
+
+    def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
+        return few_buckets(limits)
+
+    def prepare(self, step: Step) -> Executable:
+        self.steps.append(ReplayedStep(step))
+        return self.steps[-1]
+
+
+@pytest.mark.parametrize("execution", list(Execution))
+def test_replayed_steps_equal_exact_ones(
+    folder: Path, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _run(_config(folder))
+    monkeypatch.setattr("chiplet.worker.Scheduler", partial(Scheduler, headroom_tokens=0))
+    monkeypatch.setattr(LaunchedStep, "is_done", lambda self: False)
+    prepared = Prepared(monkeypatch, execution)
+    # So few pages that requests are retracted; and every token is fed on the device.
+    _assert_same(_run(_config(folder, max_total_tokens=96)), expected)
+    assert len(prepared.steps) == 2
+    assert all(step.num_launches > 5 for step in prepared.steps)
+
+
+def test_steps_run_while_shapes_are_prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _run(_config(folder))
+    # Compiling runs beside launches, which this fake's recorder cannot.
+    Prepared(monkeypatch, Execution.OP)
+    _assert_same(_run(_config(folder, prepare_first=False)), expected)
+
+
+def test_a_shape_that_cannot_be_prepared_runs_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = _run(_config(folder))
+    prepared = Prepared(monkeypatch, Execution.OP)
+
+    def refuse(step: Step) -> Executable:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(prepared, "prepare", refuse)
+    _assert_same(_run(_config(folder)), expected)
+    assert "cannot be prepared: no room" in caplog.text
+
+
+def test_a_compiled_device_refuses_what_it_cannot_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = Prepared(monkeypatch, Execution.STEP)
+    with pytest.raises(ConfigError, match="compiled whole"):
+        start(_config(folder, eager=True))
+    monkeypatch.setattr(prepared, "buckets", lambda limits: few_buckets(limits)[:1])
+    with pytest.raises(ConfigError, match="no bucket for the largest step"):
+        start(_config(folder))
+
+
+def test_constants_are_every_weight_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Step] = []
+    prepared = Prepared(monkeypatch, Execution.OP)
+
+    def keep(step: Step) -> Executable:
+        found.append(step)
+        return step
+
+    monkeypatch.setattr(prepared, "prepare", keep)
+    start(_config(folder))
+    constants = found[0].constants()
+    assert len({id(each) for each in constants}) == len(constants)
+    state = {id(each) for each in (*found[0].state.kv, *found[0].state[1:])}
+    assert not state & {id(each) for each in constants}
+    hidden, layers = 48, 3
+    norms = [each for each in constants if each.shape == (hidden,)]
+    assert len([each for each in constants if each.ndim == 2]) >= 4 * layers + 1
+    assert len(norms) >= 2 * layers + 1
