@@ -10,6 +10,7 @@ from chiplet.plugins.manifest import (
     find_manifest,
     parse_manifest,
     read_manifest,
+    serves,
 )
 
 GOOD = {
@@ -36,8 +37,7 @@ def test_fields():
     [
         ({"name": ""}, "non-empty string"),
         ({"kind": "gadget"}, "'platform' or 'provider'"),
-        ({"kind": "provider"}, "'device_types' goes with kind 'platform'"),
-        ({"device_types": []}, "'device_types' goes with kind 'platform'"),
+        ({"device_types": []}, "kind 'platform' needs 'device_types'"),
         ({"device_types": "acme"}, "list of strings"),
         ({"api": {}}, "at least one interface"),
         ({"api": {"platform": "one"}}, "must be a range"),
@@ -49,6 +49,14 @@ def test_fields():
 def test_malformed(change, message):
     with pytest.raises(ManifestError, match=message):
         parse_manifest(GOOD | change)
+
+
+def test_a_provider_is_asked_about_the_devices_that_it_names():
+    bound = parse_manifest(GOOD | {"kind": "provider"})
+    assert serves(bound, "acme")
+    assert not serves(bound, "other")
+    assert serves(parse_manifest(GOOD | {"kind": "provider", "device_types": []}), "other")
+    assert serves(parse_manifest(GOOD), "other")
 
 
 @pytest.mark.parametrize("field", ["name", "kind", "api"])

@@ -25,6 +25,7 @@ from chiplet.api import (
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.discovery import normalized
+from chiplet.plugins.manifest import serves
 from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def gather_candidates(
             [
                 candidate
                 for plugin in plugin_set.loaded
+                if serves(plugin.manifest, device.device_type)
                 for candidate in _offers(plugin, family, arguments[family], explicit)
             ],
         )

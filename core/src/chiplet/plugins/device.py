@@ -136,7 +136,7 @@ def _chosen(plugin: Plugin, device: DeviceProbe, warnings: tuple[str, ...] = ())
 
 
 def _unknown_device(plugin_set: PluginSet, device_type: str) -> ConfigError:
-    for missing in plugin_set.quarantined:
+    for missing in _missing_platforms(plugin_set):
         if missing.manifest is not None and device_type in missing.manifest.device_types:
             return PluginError(
                 f"Device '{device_type}' is served by {missing.distribution}, which cannot be "

@@ -4,7 +4,7 @@ A file `chiplet_plugin.toml` in the plugin's package:
 
     name = "acme"
     kind = "platform"                 # or "provider"
-    device_types = ["acme"]           # what `--device` takes; platforms only
+    device_types = ["acme"]           # what `--device` takes; of a provider, what it serves
     requires = ["acme-driver>=2"]     # optional: distributions and their versions
 
     [api]                             # a range for each interface that it uses
@@ -49,7 +49,8 @@ class Manifest:
     Attributes:
         name: for people; the distribution's name is what flags take.
         api: version range by interface, like `{"attention": ">=0.1,<0.2"}`.
-        device_types: the words for `--device` that its probe may answer with.
+        device_types: the words for `--device` that its probe may answer with; of a provider, the
+            only ones that it is asked about, all if there are none.
         requires: distributions with their version ranges.
     """
 
@@ -112,11 +113,20 @@ def parse_manifest(fields: Mapping[str, Any]) -> Manifest:
         device_types=_texts(fields, "device_types"),
         requires=_texts(fields, "requires"),
     )
-    if (manifest.kind is PluginKind.PLATFORM) != bool(manifest.device_types):
-        raise ManifestError("'device_types' goes with kind 'platform', and with that only")
+    if manifest.kind is PluginKind.PLATFORM and not manifest.device_types:
+        raise ManifestError("kind 'platform' needs 'device_types'")
     for requirement in manifest.requires:
         _requirement(requirement)
     return manifest
+
+
+def serves(manifest: Manifest, device_type: str) -> bool:
+    """Whether a plugin is asked for what it offers on a kind of device.
+
+    A platform is asked about every kind: it may have kernels for another's devices too.
+    """
+    is_bound = manifest.kind is PluginKind.PROVIDER and bool(manifest.device_types)
+    return not is_bound or device_type in manifest.device_types
 
 
 def check_api(manifest: Manifest) -> None:
