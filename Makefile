@@ -115,4 +115,5 @@ $(DONE)/chiplet: core/pyproject.toml plugins/cpu/pyproject.toml $(KERNELS) | $(D
 $(DONE)/dev: requirements-dev.txt $(DONE)/chiplet
 	$(call say,"Tools of the tests")
 	@$(PIP) install -c constraints.txt -r requirements-dev.txt
+	@$(PIP) install --no-deps -e ./plugins/triton -e ./plugins/nvidia
 	@touch $@

@@ -1,0 +1,65 @@
+"""The NVIDIA platform: one GPU through torch, with copies that wait for nobody."""
+
+from __future__ import annotations
+
+import torch
+
+from chiplet.api import DeviceProbe, Event, MemoryInfo
+
+
+class StreamEvent:
+    """A mark in the current stream."""
+
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self._event = event
+
+    def is_done(self) -> bool:
+        """Whether the stream has passed the mark."""
+        return self._event.query()
+
+    def wait(self) -> None:
+        """Block until the stream has passed the mark."""
+        self._event.synchronize()
+
+
+class CudaPlatform:
+    """One GPU."""
+
+    name = "cuda"
+
+    def __init__(self, device: DeviceProbe) -> None:
+        self.torch_device = torch.device("cuda", device.index)
+        self._has_bfloat16 = int(device.facts["capability"].partition(".")[0]) >= 8
+
+    def activate(self) -> None:
+        """Make the GPU the thread's current one; float32 products stay float32."""
+        torch.cuda.set_device(self.torch_device)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    def memory(self) -> MemoryInfo:
+        """Free memory, what torch has cached and does not use included."""
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        cached = torch.cuda.memory_reserved(self.torch_device)
+        unused = cached - torch.cuda.memory_allocated(self.torch_device)
+        return MemoryInfo(free_bytes=free + unused, total_bytes=total)
+
+    def supported_dtypes(self) -> tuple[str, ...]:
+        """bfloat16 first, where the GPU computes in it."""
+        if self._has_bfloat16:
+            return ("bfloat16", "float16", "float32")
+        return ("float16", "float32")
+
+    def record_event(self) -> Event:
+        """Mark the end of the current stream."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.torch_device))
+        return StreamEvent(event)
+
+    def to_device_async(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy from pinned memory, which torch's allocator keeps until the copy has run."""
+        return tensor.pin_memory().to(self.torch_device, non_blocking=True)
+
+    def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy into pinned memory."""
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)

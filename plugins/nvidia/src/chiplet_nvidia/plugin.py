@@ -1,0 +1,41 @@
+"""Hooks of the NVIDIA plugin. What needs torch is imported inside them."""
+
+from __future__ import annotations
+
+import chiplet.api as api
+
+
+@api.hookimpl
+def probe(host: api.HostFacts) -> list[api.DeviceProbe]:
+    """The GPUs that torch can use."""
+    from chiplet_nvidia.gpus import probe_gpus  # noqa: PLC0415
+
+    return probe_gpus()
+
+
+@api.hookimpl
+def platform(device: api.DeviceProbe) -> api.Platform:
+    """The platform of one GPU."""
+    from chiplet_nvidia.platform import CudaPlatform  # noqa: PLC0415
+
+    return CudaPlatform(device)
+
+
+@api.hookimpl
+def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
+    """Products by cuBLAS."""
+    from chiplet_nvidia.linear import CublasProvider  # noqa: PLC0415
+
+    return [CublasProvider()] if device.device_type == "cuda" else []
+
+
+@api.hookimpl
+def config_proposals(config: api.EngineConfig, device: api.DeviceProbe) -> list[api.Proposal]:
+    """Larger steps than a CPU takes."""
+    if device.device_type != "cuda":
+        return []
+    reason = "a GPU is filled by large steps"
+    return [
+        api.Proposal("schedule.max_running_requests", 256, reason),
+        api.Proposal("schedule.chunked_prefill_size", 8192, reason),
+    ]

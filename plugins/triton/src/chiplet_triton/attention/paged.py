@@ -1,0 +1,235 @@
+"""Paged attention: split decode, and flash attention for chunks of several tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton import cdiv, next_power_of_2
+
+from chiplet.api import (
+    AttentionRequest,
+    BuildContext,
+    Dtype,
+    Feature,
+    ForwardBatch,
+    KvLayout,
+    No,
+    Tier,
+    Verdict,
+    Yes,
+)
+from chiplet_triton.attention.layout import TokensInPageLayout
+from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
+from chiplet_triton.kernels.attention_decode import decode_kernel, merge_splits_kernel
+from chiplet_triton.kernels.attention_extend import extend_kernel
+from chiplet_triton.kernels.kv_write import kv_write_kernel
+
+_MAX_HEAD_DIM = 256
+_MAX_SPLITS = 64
+_DECODE_KEYS = 64
+_PROGRAMS_PER_CORE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What a step needs to attend; all tensors are the batch's own.
+
+    Attributes:
+        num_splits: programs that share the keys of one decoding request.
+    """
+
+    num_decodes: int
+    num_extends: int
+    num_splits: int
+    kv_rows: Tensor
+    query_starts: Tensor
+    kv_lengths: Tensor
+    page_table: Tensor
+
+
+class PagedAttention:
+    """softmax(scale * q k^T + mask) v over pages. Source: arXiv:2205.14135, arXiv:2307.08691."""
+
+    def __init__(self, request: AttentionRequest, traits: DeviceTraits) -> None:
+        self._request = request
+        self._traits = traits
+        self._group = request.num_heads // request.num_kv_heads
+        self._block_dim = max(16, next_power_of_2(request.head_dim))
+        self._scale_log2 = request.scale * math.log2(math.e)
+        self._launch = launch_options(traits)
+        is_wide = request.dtype is Dtype.FLOAT32 or self._block_dim > 128
+        self._extend_shape = (64, 32) if is_wide else (128, 64)
+        self._decode_keys = 32 if is_wide else _DECODE_KEYS
+
+    def layouts(self) -> tuple[KvLayout, ...]:
+        """The canonical layout only."""
+        return (TokensInPageLayout(),)
+
+    def plan(self, batch: ForwardBatch, layout: KvLayout) -> StepPlan:
+        """Nothing but sizes: lengths are read on the device, so that a graph may replay it."""
+        page_size = self._request.kv.page_size
+        longest = batch.page_table.shape[1] * page_size
+        if self._request.window is not None:
+            longest = min(longest, self._request.window)
+        return StepPlan(
+            batch.num_decodes,
+            batch.num_requests - batch.num_decodes,
+            self._num_splits(batch.num_decodes, longest),
+            batch.kv_rows,
+            batch.query_starts,
+            batch.kv_lengths,
+            batch.page_table,
+        )
+
+    def _num_splits(self, num_decodes: int, longest: int) -> int:
+        """As many as fill the device, and no more than there are blocks of keys."""
+        programs = max(1, num_decodes * self._request.num_kv_heads)
+        wanted = _PROGRAMS_PER_CORE * self._traits.num_cores // programs
+        return max(1, min(wanted, cdiv(longest, 2 * self._decode_keys), _MAX_SPLITS))
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> Tensor:
+        """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if plan.num_extends:
+            self._write(k, v, kv, plan)
+            self._extend(q, kv, plan, out)
+        if plan.num_decodes:
+            self._decode(q, k, v, kv, plan, out)
+        return out
+
+    def _write(self, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> None:
+        kv_write_kernel[(k.shape[0],)](
+            k,
+            v,
+            kv,
+            plan.kv_rows,
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
+            PAGE_SIZE=self._request.kv.page_size,
+            NUM_KV_HEADS=self._request.num_kv_heads,
+            HEAD_DIM=self._request.head_dim,
+            BLOCK_HEADS=next_power_of_2(self._request.num_kv_heads),
+            BLOCK_DIM=self._block_dim,
+        )
+
+    def _extend(self, q: Tensor, kv: Tensor, plan: StepPlan, out: Tensor) -> None:
+        """Requests behind the decodes. Mutates: `out`, at their tokens."""
+        request, (rows, keys) = self._request, self._extend_shape
+        block_group = next_power_of_2(self._group)
+        rows = max(rows, block_group)
+        tokens_per_block = rows // block_group
+        num_blocks = q.shape[0] // tokens_per_block + plan.num_extends
+        extend_kernel[(num_blocks, request.num_kv_heads)](
+            q,
+            kv,
+            plan.page_table[plan.num_decodes :],
+            plan.query_starts[plan.num_decodes :],
+            plan.kv_lengths[plan.num_decodes :],
+            out,
+            plan.num_extends,
+            self._scale_log2,
+            request.window or 0,
+            plan.page_table.stride(0),
+            q.stride(0),
+            q.stride(1),
+            PAGE_SIZE=request.kv.page_size,
+            NUM_KV_HEADS=request.num_kv_heads,
+            HEAD_DIM=request.head_dim,
+            GROUP=self._group,
+            BLOCK_GROUP=block_group,
+            BLOCK_ROWS=rows,
+            BLOCK_DIM=self._block_dim,
+            BLOCK_KEYS=keys,
+            HAS_WINDOW=request.window is not None,
+            PRECISION=DOT_PRECISION,
+            num_warps=8 if rows >= 128 and self._traits.is_cuda else 4,
+            num_stages=3 if rows >= 128 else 2,
+        )
+
+    def _decode(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, out: Tensor
+    ) -> None:
+        """Requests with one new token. Mutates: `out`, at their tokens, and `kv`."""
+        request, splits = self._request, plan.num_splits
+        rows = plan.num_decodes * request.num_heads * splits
+        if splits > 1:
+            partial = torch.empty(rows, request.head_dim, dtype=torch.float32, device=q.device)
+            lse = torch.empty(rows, dtype=torch.float32, device=q.device)
+        else:
+            partial = lse = out
+        decode_kernel[(plan.num_decodes, request.num_kv_heads, splits)](
+            q,
+            k,
+            v,
+            kv,
+            plan.kv_rows,
+            plan.page_table,
+            plan.kv_lengths,
+            out,
+            partial,
+            lse,
+            self._scale_log2,
+            splits,
+            request.window or 0,
+            plan.page_table.stride(0),
+            q.stride(0),
+            q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
+            PAGE_SIZE=request.kv.page_size,
+            NUM_KV_HEADS=request.num_kv_heads,
+            HEAD_DIM=request.head_dim,
+            GROUP=self._group,
+            BLOCK_GROUP=max(16, next_power_of_2(self._group)),
+            BLOCK_DIM=self._block_dim,
+            BLOCK_KEYS=self._decode_keys,
+            HAS_WINDOW=request.window is not None,
+            IS_SPLIT=splits > 1,
+            PRECISION=DOT_PRECISION,
+            OVERLAP=self._traits.can_overlap,
+            num_warps=4,
+            num_stages=3,
+            **self._launch,
+        )
+        if splits > 1:
+            merge_splits_kernel[(plan.num_decodes * request.num_heads,)](
+                partial,
+                lse,
+                out,
+                splits,
+                HEAD_DIM=request.head_dim,
+                BLOCK_DIM=self._block_dim,
+                BLOCK_SPLITS=next_power_of_2(splits),
+                OVERLAP=self._traits.can_overlap,
+                num_warps=4,
+                **self._launch,
+            )
+
+
+class TritonAttentionProvider:
+    """Serves causal attention with grouped keys, in 16 and 32 bits."""
+
+    name = "triton"
+    accepts = frozenset({Feature.SLIDING_WINDOW, Feature.MIXED_KV_DTYPE})
+
+    def __init__(self, traits: DeviceTraits) -> None:
+        self._traits = traits
+
+    def assess(self, request: AttentionRequest) -> Verdict:
+        """Yes for heads of up to 256."""
+        if request.head_dim > _MAX_HEAD_DIM:
+            return No.because(
+                "head_dim", f"heads of {request.head_dim}; served: up to {_MAX_HEAD_DIM}"
+            )
+        return Yes(Tier.GENERIC, "split decode, flash chunks")
+
+    def build(self, request: AttentionRequest, context: BuildContext) -> PagedAttention:
+        """Kernels for the request's shapes; compiled at their first launch."""
+        return PagedAttention(request, self._traits)

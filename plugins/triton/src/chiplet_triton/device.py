@@ -1,0 +1,42 @@
+"""What kernels need to know of a device, read from its probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chiplet.api import DeviceProbe
+
+DOT_PRECISION = "ieee"
+"""float32 products are computed in float32; shorter types have one way only."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTraits:
+    """What kernels need to know of a device.
+
+    Attributes:
+        is_cuda: warps have 32 threads and 255 registers each, not 64 and 512.
+        can_overlap: a kernel may be launched before its predecessor has ended.
+        num_cores: multiprocessors or compute units.
+        shared_bytes: shared memory that one program may use.
+    """
+
+    is_cuda: bool
+    can_overlap: bool
+    num_cores: int
+    shared_bytes: int
+
+
+def traits_of(device: DeviceProbe) -> DeviceTraits:
+    """Traits by the probe's facts 'capability' (like '9.0') and 'cores'; modest without them."""
+    major = int(device.facts.get("capability", "0.0").partition(".")[0])
+    is_cuda = device.device_type == "cuda"
+    # Data centre GPUs since 8.0 give a block 163 KiB or more; a CDNA3 workgroup has 64 KiB.
+    shared_bytes = (160 if is_cuda and major >= 8 else 64) << 10
+    num_cores = int(device.facts.get("cores", "64"))
+    return DeviceTraits(is_cuda, is_cuda and major >= 9, num_cores, shared_bytes)
+
+
+def launch_options(traits: DeviceTraits) -> dict[str, bool]:
+    """Options of a launch that may overlap its predecessor."""
+    return {"launch_pdl": True} if traits.can_overlap else {}

@@ -1,0 +1,170 @@
+"""Attention of one new token per request over its pages, keys and values split among programs.
+
+Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Scores are kept in base 2.
+"""
+
+import triton
+import triton.language as tl
+
+from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
+
+
+@triton.jit
+def decode_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    kv_ptr,
+    kv_rows_ptr,
+    page_table_ptr,
+    kv_lengths_ptr,
+    out_ptr,
+    partial_ptr,
+    partial_lse_ptr,
+    scale_log2,
+    num_splits,
+    window,
+    table_stride,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    PAGE_SIZE: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Grid: requests, KV heads, splits.
+
+    The first split also takes the new token's key and value: it attends to them from registers
+    and writes them to the request's page, so that no program reads what another one writes.
+    """
+    request = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    heads = tl.arange(0, BLOCK_GROUP)
+    dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
+    is_head = heads < GROUP
+    head_size: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
+    v_offset: tl.constexpr = PAGE_SIZE * head_size
+    element = kv_ptr.dtype.element_ty
+    compute = q_ptr.dtype.element_ty
+
+    let_next_start(OVERLAP)
+    wait_for_inputs(OVERLAP)
+    length = tl.load(kv_lengths_ptr + request)
+    end = tl.maximum(length - 1, 0)  # keys before the new one
+    start = 0
+    if HAS_WINDOW:
+        start = tl.maximum(length - window, 0)
+    blocks_per_split = tl.cdiv(tl.cdiv(end - start, BLOCK_KEYS), num_splits)
+    split_start = start + split * blocks_per_split * BLOCK_KEYS
+    split_end = tl.minimum(split_start + blocks_per_split * BLOCK_KEYS, end)
+
+    q_heads = kv_head * GROUP + heads
+    q = tl.load(
+        q_ptr + request * q_stride + q_heads[:, None] * q_head_stride + dims[None, :],
+        mask=is_head[:, None] & is_dim[None, :],
+        other=0.0,
+    )
+    peak = tl.full([BLOCK_GROUP], -1.0e30, tl.float32)
+    total = tl.zeros([BLOCK_GROUP], tl.float32)
+    acc = tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32)
+    if split == 0:
+        k_new = tl.load(
+            k_ptr + request * k_stride + kv_head * k_head_stride + dims, mask=is_dim, other=0.0
+        )
+        v_new = tl.load(
+            v_ptr + request * v_stride + kv_head * v_head_stride + dims, mask=is_dim, other=0.0
+        )
+        row = tl.load(kv_rows_ptr + request).to(tl.int64)
+        page = row // PAGE_SIZE
+        target = kv_ptr + (page * 2 * PAGE_SIZE + row - page * PAGE_SIZE) * head_size
+        target += kv_head * HEAD_DIM + dims
+        tl.store(target, k_new.to(element), mask=is_dim)
+        tl.store(target + v_offset, v_new.to(element), mask=is_dim)
+        # What is cached is what later steps see: attend to it as it was rounded.
+        k_seen = k_new.to(element).to(tl.float32)
+        peak = tl.sum(q.to(tl.float32) * k_seen[None, :], axis=1) * scale_log2
+        total += 1.0
+        acc += v_new.to(element).to(tl.float32)[None, :]
+
+    table = page_table_ptr + request * table_stride
+    for first in range(split_start, split_end, BLOCK_KEYS):
+        keys = first + tl.arange(0, BLOCK_KEYS)
+        is_seen = keys < split_end
+        page = tl.load(table + keys // PAGE_SIZE, mask=is_seen, other=0).to(tl.int64)
+        at = (page * 2 * PAGE_SIZE + keys % PAGE_SIZE) * head_size + kv_head * HEAD_DIM
+        source = kv_ptr + at[:, None] + dims[None, :]
+        is_loaded = is_seen[:, None] & is_dim[None, :]
+        k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
+        v = tl.load(source + v_offset, mask=is_loaded, other=0.0).to(compute)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.where(is_seen[None, :], scores, -1.0e30)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        shrink = tl.exp2(peak - new_peak)
+        weights = tl.exp2(scores - new_peak[:, None])
+        weights = tl.where(is_seen[None, :], weights, 0.0)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(compute), v, acc, input_precision=PRECISION)
+        peak = new_peak
+
+    out = acc / tl.where(total > 0, total, 1.0)[:, None]
+    is_stored = is_head[:, None] & is_dim[None, :]
+    num_heads: tl.constexpr = GROUP * NUM_KV_HEADS
+    if IS_SPLIT:
+        at_row = (request * num_heads + q_heads) * num_splits + split
+        tl.store(partial_ptr + at_row[:, None] * HEAD_DIM + dims[None, :], out, mask=is_stored)
+        lse = tl.where(total > 0, peak + tl.log2(total), -1.0e30)
+        tl.store(partial_lse_ptr + at_row, lse, mask=is_head)
+    else:
+        at_row = request * num_heads + q_heads
+        tl.store(
+            out_ptr + at_row[:, None] * HEAD_DIM + dims[None, :],
+            out.to(out_ptr.dtype.element_ty),
+            mask=is_stored,
+        )
+
+
+@triton.jit
+def merge_splits_kernel(
+    partial_ptr,
+    partial_lse_ptr,
+    out_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Weighs the splits of one head of one request by their share of the softmax.
+
+    Grid: requests * heads.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, BLOCK_SPLITS)
+    dims = tl.arange(0, BLOCK_DIM)
+    is_split = splits < num_splits
+    is_dim = dims < HEAD_DIM
+    let_next_start(OVERLAP)
+    wait_for_inputs(OVERLAP)
+    lse = tl.load(partial_lse_ptr + row * num_splits + splits, mask=is_split, other=-1.0e30)
+    parts = tl.load(
+        partial_ptr + (row * num_splits + splits[:, None]) * HEAD_DIM + dims[None, :],
+        mask=is_split[:, None] & is_dim[None, :],
+        other=0.0,
+    )
+    weights = tl.where(is_split, tl.exp2(lse - tl.max(lse, axis=0)), 0.0)
+    out = tl.sum(parts * weights[:, None], axis=0) / tl.sum(weights, axis=0)
+    tl.store(out_ptr + row * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=is_dim)

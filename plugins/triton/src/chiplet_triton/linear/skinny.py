@@ -1,0 +1,149 @@
+"""Linear layers: kernels of our own for a few rows, torch's product for many."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from triton import cdiv, next_power_of_2
+
+from chiplet.api import BuildContext, Feature, LinearRequest, LinearWeights, Tier, Verdict, Yes
+from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
+from chiplet_triton.kernels.skinny_linear import gemv_kernel, skinny_kernel
+
+_GEMV_ROWS = (1,)  # four rows took 14 ms a step on an H100 where `skinny_kernel` takes 7 for 16
+_MAX_ROWS = 64
+_MAX_GEMV_K = 16384  # the loop over K is unrolled
+
+
+class Weights(NamedTuple):
+    """Weights as they came: weight `[out_features, in_features]`, bias `[out_features]`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Tiling(NamedTuple):
+    """How `skinny_kernel` is cut.
+
+    Attributes:
+        block_n: output features per program.
+        block_k: elements of K per step.
+        splits: programs that share K.
+    """
+
+    block_n: int
+    block_k: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+class SkinnyLinear:
+    """y = x W^T + b, near the speed of reading W for up to 64 rows."""
+
+    def __init__(self, request: LinearRequest, traits: DeviceTraits, device: torch.device) -> None:
+        self._k, self._n = request.in_features, request.out_features
+        self._traits = traits
+        self._launch = launch_options(traits)
+        self._tilings = {rows: self._tiling(rows, request) for rows in (16, 32, 64)}
+        tiles = max(cdiv(self._n, each.block_n) for each in self._tilings.values())
+        floats = max(
+            cdiv(self._n, each.block_n) * each.splits * each.block_n * rows
+            for rows, each in self._tilings.items()
+        )
+        # Shared by all layers of this request: they run one after another on one stream.
+        self._partial = torch.empty(floats, dtype=torch.float32, device=device)
+        self._arrivals = torch.zeros(tiles, dtype=torch.int32, device=device)
+
+    def _tiling(self, rows: int, request: LinearRequest) -> Tiling:
+        block_n = 64 if self._n >= 64 else max(16, next_power_of_2(self._n))
+        block_k = 64 if request.dtype.size_bytes == 4 else 128
+        programs = cdiv(self._n, block_n)
+        wanted = max(1, 2 * self._traits.num_cores // programs)
+        splits = min(wanted, max(1, self._k // (4 * block_k)), 8)
+        stage_bytes = (block_n + rows) * block_k * request.dtype.size_bytes
+        num_stages = max(1, min(4, self._traits.shared_bytes // stage_bytes))
+        return Tiling(block_n, block_k, splits, 4, num_stages)
+
+    def pack(self, weights: LinearWeights) -> Weights:
+        """Keeps both tensors."""
+        return Weights(weights.weight, weights.bias)
+
+    def run(self, x: Tensor, packed: Weights) -> Tensor:
+        """The product; see `chiplet.api.LinearImpl.run`."""
+        num_rows = x.shape[0]
+        if num_rows > _MAX_ROWS or num_rows == 0:
+            return F.linear(x, packed.weight, packed.bias)
+        y = torch.empty(num_rows, self._n, dtype=x.dtype, device=x.device)
+        if num_rows in _GEMV_ROWS and self._k <= _MAX_GEMV_K:
+            self._gemv(x, packed, y)
+        else:
+            self._skinny(x, packed, y)
+        return y
+
+    def _gemv(self, x: Tensor, packed: Weights, y: Tensor) -> None:
+        num_rows = x.shape[0]
+        gemv_kernel[(self._n,)](
+            x,
+            packed.weight,
+            packed.bias,
+            y,
+            self._n,
+            x.stride(0),
+            K=self._k,
+            M=num_rows,
+            BLOCK_N=1,
+            BLOCK_K=min(next_power_of_2(self._k), 2048),
+            HAS_BIAS=packed.bias is not None,
+            OVERLAP=self._traits.can_overlap,
+            num_warps=4,
+            **self._launch,
+        )
+
+    def _skinny(self, x: Tensor, packed: Weights, y: Tensor) -> None:
+        num_rows = x.shape[0]
+        block_m = max(16, next_power_of_2(num_rows))
+        tiling = self._tilings[block_m]
+        skinny_kernel[(cdiv(self._n, tiling.block_n), tiling.splits)](
+            x,
+            packed.weight,
+            packed.bias,
+            y,
+            self._partial,
+            self._arrivals,
+            num_rows,
+            self._n,
+            x.stride(0),
+            K=self._k,
+            BLOCK_M=block_m,
+            BLOCK_N=tiling.block_n,
+            BLOCK_K=tiling.block_k,
+            SPLITS=tiling.splits,
+            HAS_BIAS=packed.bias is not None,
+            PRECISION=DOT_PRECISION,
+            OVERLAP=self._traits.can_overlap,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+            **self._launch,
+        )
+
+
+class TritonLinearProvider:
+    """Serves plain weights in 16 and 32 bits."""
+
+    name = "triton"
+    accepts = frozenset({Feature.BIAS})
+
+    def __init__(self, traits: DeviceTraits) -> None:
+        self._traits = traits
+
+    def assess(self, request: LinearRequest) -> Verdict:
+        """Always yes."""
+        return Yes(Tier.GENERIC, f"own kernels up to {_MAX_ROWS} rows")
+
+    def build(self, request: LinearRequest, context: BuildContext) -> SkinnyLinear:
+        """Kernels for the layer's shape; compiled at their first launch."""
+        return SkinnyLinear(request, self._traits, context.torch_device)

@@ -1,0 +1,170 @@
+"""Compiles every kernel for a device that is not there and prints what it would use, as JSON.
+
+Usage: compile_kernels.py cuda:90 | hip:gfx942
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from chiplet.api import (
+    AttentionRequest,
+    BuildContext,
+    DeviceProbe,
+    Dtype,
+    ForwardBatch,
+    KvSpec,
+    LinearRequest,
+    LinearWeights,
+)
+
+COMPILED = []
+
+
+class AbsentDriver:
+    """Says which device to compile for."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def compile_instead_of_launching():
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        COMPILED.append(run(self, *args, grid=grid, warmup=True, **options))
+        return COMPILED[-1]
+
+    JITFunction.run = compile_only
+
+
+def batch(query_lengths):
+    """A batch of requests with 4,096 tokens each; only types and sizes matter."""
+    lengths = torch.tensor(query_lengths, dtype=torch.int32)
+    num_tokens, num_requests = int(lengths.sum()), len(lengths)
+    return ForwardBatch(
+        num_decodes=int((lengths == 1).sum()),
+        token_ids=torch.zeros(num_tokens, dtype=torch.int32),
+        positions=torch.zeros(num_tokens, dtype=torch.int32),
+        kv_rows=torch.zeros(num_tokens, dtype=torch.int64),
+        query_starts=torch.zeros(num_requests + 1, dtype=torch.int32),
+        kv_lengths=torch.zeros(num_requests, dtype=torch.int32),
+        page_table=torch.zeros(num_requests, 256, dtype=torch.int32),
+        logit_rows=torch.zeros(num_requests, dtype=torch.int64),
+        query_lengths_host=lengths.numpy(),
+        kv_lengths_host=lengths.numpy(),
+    )
+
+
+def call_all(device, dtype, torch_dtype):
+    from chiplet_triton.attention.paged import TritonAttentionProvider
+    from chiplet_triton.device import traits_of
+    from chiplet_triton.linear.skinny import TritonLinearProvider
+    from chiplet_triton.ops.elementwise import ElementwiseOps
+    from chiplet_triton.ops.sampling import sample
+
+    def new(*shape, kind=torch_dtype):
+        return torch.empty(shape, dtype=kind)
+
+    traits, context = (
+        traits_of(device),
+        BuildContext(SimpleNamespace(torch_device=torch.device("cpu"))),
+    )
+    spec = KvSpec(num_kv_heads=8, head_dim=128, page_size=16, dtype=dtype)
+    request = AttentionRequest(
+        group="global",
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        scale=0.1,
+        dtype=dtype,
+        kv=spec,
+    )
+    impl = TritonAttentionProvider(traits).build(request, context)
+    (layout,) = impl.layouts()
+    kv = new(*layout.shape(spec, 4))
+    for lengths in ((1,), (1,) * 256, (300,)):
+        step, n = batch(lengths), sum(lengths)
+        impl.run(new(n, 32, 128), new(n, 8, 128), new(n, 8, 128), kv, impl.plan(step, layout))
+    linear_request = LinearRequest(role="x", in_features=4096, out_features=4096, dtype=dtype)
+    linear = TritonLinearProvider(traits).build(linear_request, context)
+    packed = linear.pack(LinearWeights(scheme=None, weight=new(4096, 4096)))
+    for rows in (1, 2, 4, 16, 32, 64):
+        linear.run(new(rows, 4096), packed)
+    ops = ElementwiseOps(traits)
+    ops.rms_norm(new(2, 4096), new(4096), 1e-5)
+    ops.add_rms_norm(new(2, 4096), new(2, 4096), new(4096), 1e-5)
+    ops.silu_mul(new(2, 28672))
+    ops.embedding(new(2, kind=torch.int32), new(64, 4096))
+    ops.rotary(
+        new(2, 32, 128),
+        new(2, 8, 128),
+        new(2, kind=torch.int32),
+        new(64, 128, kind=torch.float32),
+    )
+    floats = [new(2, kind=torch.float32) for _ in range(4)]
+    logits, top_k = new(2, 128256, kind=torch.float32), new(2, kind=torch.int32)
+    for has_filters in (False, True):
+        sample(logits, floats[0], top_k, *floats[1:], has_filters)
+    counts = new(2, 128256, kind=torch.int32)
+    ops.penalize(logits, new(2, 128256, kind=torch.bool), counts, *floats[1:])
+
+
+def usage(kernel):
+    """Registers and spills of a compiled kernel, and its shared memory in bytes."""
+    found = {"kernel": kernel.metadata.name, "shared_bytes": kernel.metadata.shared}
+    if "amdgcn" in kernel.asm:
+        counts = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", kernel.asm["amdgcn"]))
+        spills = int(counts["vgpr_spill_count"])
+        return found | {"registers": int(counts["vgpr_count"]), "spills": spills}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(kernel.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+    return found | {"registers": registers, "spills": stack}
+
+
+def main():
+    backend, _, arch = sys.argv[1].partition(":")
+    is_cuda = backend == "cuda"
+    target = GPUTarget(backend, int(arch) if is_cuda else arch, 32 if is_cuda else 64)
+    triton.runtime.driver.set_active(AbsentDriver(target))
+    compile_instead_of_launching()
+    device = DeviceProbe(
+        device_type="cuda" if is_cuda else "rocm",
+        index=0,
+        name=arch,
+        total_memory_bytes=1,
+        facts={"capability": f"{int(arch) // 10}.0" if is_cuda else "0.0", "cores": "132"},
+    )
+    call_all(device, Dtype.BFLOAT16, torch.bfloat16)
+    print(json.dumps([usage(each) for each in COMPILED]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Kernels run by Triton's interpreter, against the reference.
+
+float32 and float16 only: the interpreter computes bfloat16 on bit patterns, silently wrong. Races,
+shared memory and layouts are invisible to it.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from chiplet.api import (
+    AttentionRequest,
+    BuildContext,
+    DeviceProbe,
+    Dtype,
+    KvSpec,
+    LinearRequest,
+    Op,
+    OpRequest,
+)
+from chiplet.testing.conformance import (
+    ATTENTION_CASES,
+    REFERENCE_OPS,
+    AttentionCase,
+    check_attention,
+    check_linear,
+    check_op,
+)
+from chiplet_triton import plugin
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy on NaN and infinity
+
+DEVICE = DeviceProbe(
+    device_type="cuda", index=0, name="none", total_memory_bytes=1, facts={"cores": "4"}
+)
+CONTEXT = BuildContext(SimpleNamespace(torch_device=torch.device("cpu")))
+DTYPES = (Dtype.FLOAT32, Dtype.FLOAT16)
+SERVED = {Op.EMBEDDING, Op.RMS_NORM, Op.ADD_RMS_NORM, Op.ROTARY, Op.SILU_MUL}
+ON_LOGITS = {Op.PENALIZE, Op.SAMPLE}
+
+
+def attention_request(dtype, window=None, heads=(6, 2), head_dim=32, page_size=16, kv_dtype=None):
+    spec = KvSpec(
+        num_kv_heads=heads[1], head_dim=head_dim, page_size=page_size, dtype=kv_dtype or dtype
+    )
+    return AttentionRequest(
+        group="global",
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=head_dim,
+        scale=0.2,
+        dtype=dtype,
+        kv=spec,
+        window=window,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", list(Op))
+def test_ops(op, dtype):
+    (provider,) = plugin.ops(device=DEVICE)
+    served = check_op(provider, OpRequest(op=op, dtype=dtype), CONTEXT, num_rows=7)
+    assert served == (op in SERVED or (op in ON_LOGITS and dtype is Dtype.FLOAT32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 7, 33])
+@pytest.mark.parametrize(("k", "n"), [(300, 65), (1024, 16)])
+def test_linear(k, n, num_tokens, dtype):
+    (provider,) = plugin.linear(device=DEVICE)
+    request = LinearRequest(
+        role="x", in_features=k, out_features=n, dtype=dtype, has_bias=num_tokens % 2 == 0
+    )
+    assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("case", ATTENTION_CASES[:-1], ids=lambda case: case.name)
+def test_attention(case, window, dtype):
+    (provider,) = plugin.attention(device=DEVICE)
+    assert check_attention(provider, attention_request(dtype, window), CONTEXT, case)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        attention_request(Dtype.FLOAT32, heads=(8, 1), page_size=1),
+        attention_request(Dtype.FLOAT32, heads=(3, 3), head_dim=24, page_size=5),
+        attention_request(Dtype.FLOAT32, kv_dtype=Dtype.FLOAT16),
+    ],
+    ids=["one KV head", "odd sizes", "shorter cache"],
+)
+def test_unusual_attention(request_):
+    (provider,) = plugin.attention(device=DEVICE)
+    case = AttentionCase("mixed", (1, 1, 1, 30, 5), (1, 127, 129, 30, 90))
+    assert check_attention(provider, request_, CONTEXT, case)
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.3}], ids=str)
+def test_sampling_without_a_sort_equals_sampling_with_one(filters):
+    (provider,) = plugin.ops(device=DEVICE)
+    sample = provider.build(OpRequest(op=Op.SAMPLE, dtype=Dtype.FLOAT32), CONTEXT)
+    random = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 9000, generator=random).mul(3).bfloat16().float()
+    ones = torch.ones(6)
+    inputs = [
+        logits,
+        ones,
+        (ones * filters.get("top_k", 0)).int(),
+        ones * filters.get("top_p", 1.0),
+        ones * 0,
+        torch.rand(6, generator=random),
+        bool(filters),
+    ]
+    assert torch.equal(sample(*inputs), REFERENCE_OPS[Op.SAMPLE](*inputs))
