@@ -67,13 +67,12 @@ def batch(query_lengths):
         num_decodes=int((lengths == 1).sum()),
         token_ids=torch.zeros(num_tokens, dtype=torch.int32),
         positions=torch.zeros(num_tokens, dtype=torch.int32),
-        kv_rows=torch.zeros(num_tokens, dtype=torch.int64),
+        kv_rows=torch.zeros(num_tokens, dtype=torch.int32),
         query_starts=torch.zeros(num_requests + 1, dtype=torch.int32),
         kv_lengths=torch.zeros(num_requests, dtype=torch.int32),
         page_table=torch.zeros(num_requests, 256, dtype=torch.int32),
-        logit_rows=torch.zeros(num_requests, dtype=torch.int64),
-        query_lengths_host=lengths.numpy(),
-        kv_lengths_host=lengths.numpy(),
+        logit_rows=torch.zeros(num_requests, dtype=torch.int32),
+        lengths_host=None,
     )
 
 

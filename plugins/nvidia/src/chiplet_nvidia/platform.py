@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from chiplet.api import DeviceProbe, Event, MemoryInfo
+from chiplet.api import (
+    DeviceProbe,
+    Event,
+    Executable,
+    Execution,
+    MemoryInfo,
+    ShapeBucket,
+    Step,
+    StepLimits,
+)
 
 
 class StreamEvent:
@@ -26,6 +37,7 @@ class CudaPlatform:
     """One GPU."""
 
     name = "cuda"
+    execution = Execution.OP
 
     def __init__(self, device: DeviceProbe) -> None:
         self.torch_device = torch.device("cuda", device.index)
@@ -63,3 +75,11 @@ class CudaPlatform:
         """A copy into pinned memory."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
+
+    def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
+        """None: every step runs in its exact shape."""
+        return ()
+
+    def prepare(self, step: Step) -> Executable:
+        """The step itself."""
+        return step
