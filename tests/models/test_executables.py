@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from chiplet.api import Executable, Execution, ShapeBucket, Step, StepLimits
+from chiplet.api import (
+    AttentionRequest,
+    Executable,
+    Execution,
+    ForwardBatch,
+    KvLayout,
+    PlanStorage,
+    ShapeBucket,
+    Step,
+    StepInputs,
+    StepLimits,
+)
 from chiplet.config import EngineConfig
 from chiplet.errors import ConfigError
+from chiplet.reference.attention import PlainAttention, ReferenceAttention
 from chiplet.reference.platform import ReferencePlatform
+from chiplet.runner.reachable import reachable_tensors
 from chiplet.runner.runner import LaunchedStep
 from chiplet.scheduler.scheduler import Scheduler
 from chiplet.testing.replayed_step import ReplayedStep, few_buckets
@@ -21,7 +37,7 @@ from tests.models.test_overlap import KINDS_OF_SAMPLING
 from tests.models.tiny import VOCAB_SIZE, Collected, make_checkpoint, run_engine
 
 
-@pytest.fixture(scope="module", params=["llama-bias", "mistral-window"])
+@pytest.fixture(scope="module", params=["llama-bias", "mistral-window", "qwen3-moe"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     make_checkpoint(request.param, folder)
@@ -141,3 +157,63 @@ def test_constants_are_every_weight_once(folder: Path, monkeypatch: pytest.Monke
     norms = [each for each in constants if each.shape == (hidden,)]
     assert len([each for each in constants if each.ndim == 2]) >= 4 * layers + 1
     assert len(norms) >= 2 * layers + 1
+
+
+class HostPlanned(PlainAttention):
+    """Plans on the host, as implementations do whose kernels need a schedule of their own."""
+
+    def __init__(self, request: AttentionRequest) -> None:
+        super().__init__(request)
+        self.storages: list[Storage] = []
+
+    def plan_storage(self, bucket: ShapeBucket, layout: KvLayout) -> PlanStorage:
+        self.storages.append(Storage(self, bucket, layout))
+        return self.storages[-1]
+
+
+class Storage:
+    def __init__(self, impl: HostPlanned, bucket: ShapeBucket, layout: KvLayout) -> None:
+        self.plan: Any = None
+        self.num_updates = 0
+        self._make = partial(PlainAttention.plan, impl, layout=layout)
+        self._bucket = bucket
+
+    def update(self, host: StepInputs[Any]) -> None:
+        self.num_updates += 1
+        names = ("token_ids", "positions", "kv_rows", "query_starts", "kv_lengths", "page_table")
+        tensors = {name: torch.from_numpy(getattr(host, name)) for name in names}
+        plan = self._make(
+            ForwardBatch(
+                num_decodes=self._bucket.num_decodes,
+                logit_rows=torch.from_numpy(host.logit_rows),
+                lengths_host=None,
+                **tensors,
+            )
+        )
+        if self.plan is None:
+            self.plan = copy.deepcopy(plan)
+        for ours, new in zip(reachable_tensors(self.plan), reachable_tensors(plan), strict=True):
+            ours.copy_(new)
+
+
+def test_plans_made_on_the_host_reach_a_replayed_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _run(_config(folder))
+    impls: list[HostPlanned] = []
+
+    def build(self: ReferenceAttention, request: AttentionRequest, context: object) -> HostPlanned:
+        impls.append(HostPlanned(request))
+        return impls[-1]
+
+    monkeypatch.setattr(ReferenceAttention, "build", build)
+    prepared = Prepared(monkeypatch, Execution.OP)
+    _assert_same(_run(_config(folder)), expected)
+    storages = [storage for impl in impls for storage in impl.storages]
+    launches = [step.num_launches for step in prepared.steps]
+    # Once before the step is recorded, and before each launch.
+    assert sorted(storage.num_updates - 1 for storage in storages) == sorted(launches)
+    assert len(storages) == 2
+    Prepared(monkeypatch, Execution.STEP)
+    with pytest.raises(ConfigError, match="planned on the host"):
+        start(_config(folder))

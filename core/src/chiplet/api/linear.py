@@ -42,7 +42,9 @@ class LinearRequest:
 
 
 Packed = Any
-"""Weights in the form that an implementation runs on; opaque to core."""
+"""Weights in the form that an implementation runs on; opaque to core, but for one thing: tensors in
+it are found, where a compiler must have them as arguments. It is therefore a tensor, or made of
+tensors by tuples, lists, mappings, dataclasses or objects with attributes."""
 
 
 class LinearImpl(Protocol):
