@@ -7,6 +7,7 @@ hands the step itself back, which then runs operation by operation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
@@ -171,6 +172,8 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     settings: ArrayT
 
 
+_PAGE_TABLE = StepInputs._fields.index("page_table")
+
 SETTINGS = (
     "temperature",
     "top_p",
@@ -189,12 +192,12 @@ class InputLayout:
     """Where each input of a bucket lies in its buffer of 32-bit elements.
 
     Attributes:
-        offsets: first element of each.
+        places: elements of each.
         shapes: of each.
         size: elements of the buffer.
     """
 
-    offsets: StepInputs[int]
+    places: StepInputs[slice]
     shapes: StepInputs[tuple[int, ...]]
     size: int
 
@@ -215,12 +218,12 @@ class InputLayout:
             top_k=requests,
             settings=(len(SETTINGS), bucket.num_requests),
         )
-        offsets: list[int] = []
+        places: list[slice] = []
         size = 0
         for shape in shapes:
-            offsets.append(size)
-            size += -(-int(np.prod(shape)) // _ALIGNMENT) * _ALIGNMENT
-        return cls(StepInputs(*offsets), shapes, size)
+            places.append(slice(size, size + math.prod(shape)))
+            size += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+        return cls(StepInputs(*places), shapes, size)
 
     def split(self, buffer: Any, float32: Any) -> StepInputs[Any]:
         """The inputs as views of a buffer.
@@ -229,11 +232,9 @@ class InputLayout:
             buffer: `[size] int32`, an array of any library with slices, `reshape` and `view`.
             float32: that library's name of the type.
         """
-        views = [
-            buffer[start : start + int(np.prod(shape))].reshape(shape)
-            for start, shape in zip(self.offsets, self.shapes, strict=True)
-        ]
-        views[-1] = views[-1].view(float32)
+        views = [buffer[place] for place in self.places]
+        views[_PAGE_TABLE] = views[_PAGE_TABLE].reshape(self.shapes.page_table)
+        views[-1] = views[-1].view(float32).reshape(self.shapes.settings)
         return StepInputs(*views)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from chiplet.models.base import CausalLM
 from chiplet.runner.batch_builder import BatchBuilder
 from chiplet.runner.reachable import reachable_tensors
 from chiplet.runner.sampler import Sampler
+
+_layout = lru_cache(maxsize=256)(InputLayout.of)
 
 
 class StepFunction:
@@ -89,7 +92,7 @@ class BucketStep:
         self, function: StepFunction, bucket: ShapeBucket, storages: dict[str, PlanStorage]
     ) -> None:
         self.bucket = bucket
-        self.layout = InputLayout.of(bucket)
+        self.layout = _layout(bucket)
         self.storages = storages
         self._function = function
 
