@@ -31,11 +31,17 @@ def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
 
 @api.hookimpl
 def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
-    """Packed oneDNN weights, and plain torch for the rest."""
+    """Panels and oneDNN's packed weights, and plain torch for the rest."""
+    from chiplet_cpu.linear.native import NativeLinearProvider  # noqa: PLC0415
     from chiplet_cpu.linear.onednn import OneDnnProvider  # noqa: PLC0415
     from chiplet_cpu.linear.plain import TorchLinearProvider  # noqa: PLC0415
 
-    return [OneDnnProvider(), TorchLinearProvider()] if device.device_type == "cpu" else []
+    providers: list[api.LinearProvider] = [
+        NativeLinearProvider(),
+        OneDnnProvider(),
+        TorchLinearProvider(),
+    ]
+    return providers if device.device_type == "cpu" else []
 
 
 @api.hookimpl

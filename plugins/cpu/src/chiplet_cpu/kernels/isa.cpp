@@ -15,11 +15,12 @@ namespace CHIPLET_ISA {
 #include "vec.h"
 
 #include "elementwise.h"
+#include "linear.h"
 #include "sampling.h"
 
 extern const Kernels table;
 const Kernels table = {
-    CHIPLET_STRING(CHIPLET_ISA), rms_norm, rotary, silu_mul, sample,
+    CHIPLET_STRING(CHIPLET_ISA), rms_norm, rotary, silu_mul, sample, linear, widen_rows,
 };
 
 }  // namespace CHIPLET_ISA

@@ -58,6 +58,25 @@ void sample(void* logits, int64_t stride, int64_t rows, int64_t vocab, void* tem
   pool::for_ranges(rows, 1, [&](int64_t begin, int64_t end) { kernels().sample(a, begin, end); });
 }
 
+void linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding, void* panels,
+            int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
+  auto type = (Dtype)dtype;
+  if (type != Dtype::float32) {
+    auto* wide = (float*)pool::shared_memory(rows * k * sizeof(float));
+    WidenArgs w{x, wide, x_stride, k};
+    pool::for_ranges(rows, row_grain(6 * k), [&](int64_t begin, int64_t end) {
+      kernels().widen_rows(type, w, begin, end);
+    });
+    x = wide;
+    x_stride = k;
+  }
+  LinearArgs a{(float*)x, panels, bias, out, x_stride, rows, k, n, panel_bytes, (Coding)coding};
+  int64_t num_panels = (n + 15) / 16;
+  pool::for_ranges(num_panels, pool::even_grain(num_panels), [&](int64_t begin, int64_t end) {
+    kernels().linear(type, a, begin, end);
+  });
+}
+
 PyMethodDef g_methods[] = {
     binding::method<num_isas>("num_isas"),
     binding::method<isa_name>("isa_name"),
@@ -69,6 +88,7 @@ PyMethodDef g_methods[] = {
     binding::method<rotary>("rotary"),
     binding::method<silu_mul>("silu_mul"),
     binding::method<sample>("sample"),
+    binding::method<linear>("linear"),
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -121,6 +121,7 @@ struct Memory {
     return data;
   }
 };
+Memory g_memory;
 thread_local Memory t_memory;
 
 }  // namespace
@@ -156,6 +157,7 @@ void run(int64_t count, int64_t grain, Body body, void* context) {
   }
 }
 
+void* shared_memory(int64_t bytes) { return g_memory.grow(bytes); }
 void* own_memory(int64_t bytes) { return t_memory.grow(bytes); }
 
 }  // namespace pool

@@ -21,6 +21,14 @@ void for_ranges(int64_t count, int64_t grain, Function function) {
       &function);
 }
 
+// A range length that gives every thread a few ranges: enough to even out, few enough to stream.
+inline int64_t even_grain(int64_t count) {
+  int64_t parts = 4 * (int64_t)threads();
+  return (count + parts - 1) / parts;
+}
+
+// Memory for what one operation shares between its loops; valid until the next operation asks.
+void* shared_memory(int64_t bytes);
 // Memory of the calling thread, valid until it asks again.
 void* own_memory(int64_t bytes);
 

@@ -34,12 +34,39 @@ struct SampleArgs {
   bool has_filters;
 };
 
+// How packed weights are coded; see linear.h, and linear/native.py, which packs them.
+enum class Coding : int {
+  float32 = 0,
+  bfloat16 = 1,
+  float16 = 2,
+  int4 = 3,
+  int4_minima = 4,
+  int8 = 5
+};
+
+struct LinearArgs {
+  const float* x;
+  const void* panels;
+  const void* bias;  // null without one; of the type that the kernel is called with, like out
+  void* out;         // [rows, n]
+  int64_t x_stride, rows, k, n, panel_bytes;
+  Coding coding;
+};
+
+struct WidenArgs {
+  const void* x;
+  float* out;  // [rows, width]
+  int64_t stride, width;
+};
+
 struct Kernels {
   const char* name;
   void (*rms_norm)(Dtype, const NormArgs&, int64_t begin, int64_t end);
   void (*rotary)(Dtype, const RotaryArgs&, int64_t begin, int64_t end);
   void (*silu_mul)(Dtype, const SiluMulArgs&, int64_t begin, int64_t end);
   void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
+  void (*linear)(Dtype, const LinearArgs&, int64_t begin, int64_t end);  // panels
+  void (*widen_rows)(Dtype, const WidenArgs&, int64_t begin, int64_t end);
 };
 
 // The table in use. Chosen when the library is loaded: the best that the processor has.
