@@ -80,6 +80,45 @@ static int32_t pick_from(const float* scaled, const float* probs, int64_t n, Pre
   return last;  // a row of NaN, or the last rounding of the sum
 }
 
+// Moves the tokens of a prefix together, in vocabulary order, so that ties stay in theirs; how many.
+static int64_t gather_prefix(float* scaled, float* probs, int32_t* tokens, int64_t n,
+                             Prefix prefix, bool is_first) {
+  int64_t count = 0, ties = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t key = key_of(scaled[i]);
+    if (key < prefix.last_key) continue;
+    if (key == prefix.last_key && ties++ >= prefix.num_ties) continue;
+    scaled[count] = scaled[i];
+    probs[count] = probs[i];
+    tokens[count++] = is_first ? (int32_t)i : tokens[i];
+  }
+  return count;
+}
+
+// Leaves the top_k likeliest tokens, as gather_prefix does. The k-th of the largest logits of each
+// block is a lower bound: at least k tokens reach it, and mostly few more do.
+static int64_t keep_likeliest(float* scaled, float* probs, int32_t* tokens, int32_t* ids,
+                              int64_t n, int64_t top_k) {
+  constexpr int kBlock = 64;
+  auto one = [](int64_t) { return 1.0; };
+  int64_t num_blocks = n / kBlock;
+  Prefix bound = {0, n};
+  if (top_k <= num_blocks) {
+    float* largest_of = (float*)tokens;
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      F most = load(scaled + block * kBlock);
+      for (int i = W; i < kBlock; i += W) most = max(load(scaled + block * kBlock + i), most);
+      largest_of[block] = largest(most);
+    }
+    bound = find_prefix(largest_of, num_blocks, {0, num_blocks}, (double)top_k, ids, one);
+    bound.num_ties = n;
+  }
+  n = gather_prefix(scaled, probs, tokens, n, bound, true);
+  if (n <= top_k) return n;
+  Prefix prefix = find_prefix(scaled, n, {0, n}, (double)top_k, ids, one);
+  return gather_prefix(scaled, probs, tokens, n, prefix, false);
+}
+
 static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
   int64_t n = a.vocab;
   const float* logits = a.logits + row * a.stride;
@@ -107,18 +146,7 @@ static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
   if (a.has_filters) {
     int64_t top_k = a.top_k[row];
     if (top_k > 0 && top_k < n) {
-      prefix = find_prefix(scaled, n, prefix, top_k, ids, [](int64_t) { return 1.0; });
-      // The few that are left move together, in vocabulary order, so that ties stay in theirs.
-      int64_t count = 0, ties = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        uint32_t key = key_of(scaled[i]);
-        if (key < prefix.last_key) continue;
-        if (key == prefix.last_key && ties++ >= prefix.num_ties) continue;
-        scaled[count] = scaled[i];
-        probs[count] = probs[i];
-        tokens[count++] = i;
-      }
-      n = count;
+      n = keep_likeliest(scaled, probs, tokens, ids, n, top_k);
       prefix = {0, n};
       is_compact = true;
     }
