@@ -90,6 +90,12 @@ class ModelOptions:
         "Type of weights and activations; 'auto' takes what the checkpoint and device prefer.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
+    quantization: str = _option(
+        "none",
+        "Quantize linear layers while loading: 'int8' (weights per output feature, activations "
+        "per token), 'int4' (weights alone, in groups) or what a plugin brings.",
+        metavar="NAME",
+    )
     context_length: int | None = _option(
         None, "Longest prompt and answer together; the model's own limit if not given.", minimum=2
     )

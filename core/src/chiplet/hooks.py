@@ -24,6 +24,7 @@ from chiplet.api import (
     OpProvider,
     Platform,
     Proposal,
+    QuantizationFormat,
     Topology,
 )
 
@@ -71,6 +72,11 @@ def communication(device: DeviceProbe, topology: Topology) -> Sequence[Communica
 @hookspec
 def models() -> Sequence[ModelEntry]:  # pyright: ignore[reportReturnType]
     """Model families."""
+
+
+@hookspec
+def quantization_formats() -> Sequence[QuantizationFormat]:  # pyright: ignore[reportReturnType]
+    """Ways to quantize weights while they are loaded, for `--quantization`."""
 
 
 @hookspec

@@ -17,6 +17,7 @@ from chiplet.engine import Engine
 from chiplet.errors import ConfigError
 from chiplet.formats.catalogue import resolve_model
 from chiplet.formats.checkpoint import Checkpoint, open_checkpoint
+from chiplet.formats.quantization.registry import NONE, find_format
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.memory.kv_manager import KvManager
 from chiplet.models.base import CausalLM
@@ -143,6 +144,7 @@ def _assemble(config: EngineConfig) -> _Assembly:
         page_size=config.cache.page_size,
         max_positions=config.model.context_length,
         device=chosen.platform.torch_device,
+        quantization=find_format(plugins.quantization_formats(), config.model.quantization),
     )
     make_model = find_model(plugins.model_entries(), checkpoint.config.architecture)
     return _Assembly(
@@ -278,9 +280,12 @@ def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
     max_total_tokens = num_pages * config.cache.page_size
     device = f"{probe.device_type}:{probe.index} ({probe.name})"
     model = parts.model_config
+    quantization = config.model.quantization
+    quantized = "" if quantization == NONE else f", linear layers in {quantization}"
     banner = (
         f"Device {device} by plugin {parts.chosen.plugin_name}",
-        f"{model.architecture}, {model.num_layers} layers, {config.model.dtype}; "
+        f"{model.architecture}, {model.num_layers} layers, {config.model.dtype}"
+        f"{quantized}; "
         f"KV cache of {max_total_tokens} tokens, pages of {config.cache.page_size}",
         *parts.chosen.warnings,
         *(

@@ -9,6 +9,7 @@ from chiplet.api import CheckStatus
 from chiplet.config import DeviceOptions
 from chiplet.errors import PluginError
 from chiplet.plugins import discover
+from chiplet.plugins.discovery import CORE_MODULES
 
 OPTIONS = DeviceOptions()
 
@@ -33,7 +34,7 @@ def names(plugins):
 
 def test_core_comes_through_the_same_hooks(folder):
     found = discover(OPTIONS)
-    assert names(found.loaded) == ["chiplet", "chiplet"]
+    assert names(found.loaded) == ["chiplet"] * len(CORE_MODULES)
     assert found.reference.manifest.device_types == ("reference",)
     assert "LlamaForCausalLM" in found.model_entries()[0].architectures
     assert not found.platforms
@@ -42,8 +43,8 @@ def test_core_comes_through_the_same_hooks(folder):
 def test_a_sound_plugin_is_loaded(folder):
     folder.add("sound", MODELS)
     found = discover(OPTIONS)
-    assert names(found.loaded)[2:] == ["chiplet-sound"]
-    assert found.loaded[2].version == "1.2"
+    assert names(found.loaded)[len(CORE_MODULES) :] == ["chiplet-sound"]
+    assert found.loaded[len(CORE_MODULES)].version == "1.2"
     assert found.model_entries()[-1].architectures == ("TinyForCausalLM",)
 
 
@@ -53,7 +54,7 @@ def test_a_broken_plugin_is_set_aside(folder, kind):
     folder.add("aaa", hooks)
     folder.add("sound", MODELS)
     found = discover(OPTIONS)
-    assert names(found.loaded)[2:] == ["chiplet-sound"]
+    assert names(found.loaded)[len(CORE_MODULES) :] == ["chiplet-sound"]
     (broken,) = found.quarantined
     assert broken.distribution == "chiplet-aaa"
     assert reason in broken.reason
@@ -96,7 +97,7 @@ def test_allow_list(folder):
     folder.add("one", MODELS)
     folder.add("two", MODELS)
     found = discover(DeviceOptions(plugins=("Chiplet_One",)))
-    assert names(found.loaded)[2:] == ["chiplet-one"]
+    assert names(found.loaded)[len(CORE_MODULES) :] == ["chiplet-one"]
     assert found.blocked == ("chiplet-two",)
 
 

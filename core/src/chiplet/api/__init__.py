@@ -58,6 +58,7 @@ from chiplet.api.quantization import (
     Coding,
     Granularity,
     LinearWeights,
+    QuantizationFormat,
     WeightScheme,
 )
 from chiplet.api.reference import Reference
@@ -123,6 +124,7 @@ __all__ = [
     "Platform",
     "Proposal",
     "Provider",
+    "QuantizationFormat",
     "Reason",
     "Reference",
     "SpmdPlatform",

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from chiplet.api.features import Feature
 
@@ -189,3 +189,40 @@ class LinearWeights:
     global_scales: Tensor | None = None
     input_scale: Tensor | None = None
     bias: Tensor | None = None
+
+
+class QuantizationFormat(Protocol):
+    """One way to quantize plain weights while they are loaded.
+
+    Attributes:
+        name: the word that `--quantization` takes.
+    """
+
+    name: str
+
+    def scheme(self, role: str, in_features: int) -> WeightScheme | None:
+        """How a linear layer's weight is to be stored; None leaves it plain. Pure.
+
+        Args:
+            role: the layer's name in `LinearRequest`, like 'qkv_proj' or 'lm_head'.
+            in_features: K, of the rank's own share.
+
+        Raises:
+            ConfigError: the layer has no quantized form.
+        """
+        ...
+
+    def quantize(self, weight: Tensor, scheme: WeightScheme) -> LinearWeights:
+        """The canonical tensors of a weight, without bias, on its device.
+
+        Shapes: weight `[N, K]`, floating-point.
+        Mutates: nothing.
+
+        Args:
+            weight: plain.
+            scheme: what `scheme` gave for the layer.
+
+        Raises:
+            ModelError: the weight holds what cannot be quantized.
+        """
+        ...

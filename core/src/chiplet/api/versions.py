@@ -14,4 +14,5 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "communication": (0, 1),
     "moe": (0, 1),
     "models": (0, 1),
+    "quantization": (0, 1),
 }

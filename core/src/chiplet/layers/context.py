@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from chiplet.api import Dtype, OpImpl, OpRequest
+from chiplet.api import Dtype, OpImpl, OpRequest, QuantizationFormat
 from chiplet.api.ops import Op
 from chiplet.layers.bindings import Bindings
 from chiplet.parallel.group import ONE_RANK, RankGroup
@@ -35,6 +35,7 @@ class LayerContext:
         max_positions: positions that a sequence may have.
         device: where weights go.
         ranks: those that share the model's layers.
+        quantization: how linear layers are quantized while loading; None leaves them plain.
     """
 
     bindings: Bindings
@@ -44,6 +45,7 @@ class LayerContext:
     max_positions: int
     device: torch.device
     ranks: RankGroup = ONE_RANK
+    quantization: QuantizationFormat | None = None
 
     def op(self, op: Op, dtype: Dtype | None = None) -> OpImpl:
         """The callable that serves an operation on activations."""

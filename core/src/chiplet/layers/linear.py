@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ class Linear:
     """y = x W^T (+ b), where W stacks its parts along the output.
 
     Ranks share it in the way that `shard` names. Weights are packed by the bound implementation as
-    soon as the last part has come, and the unpacked ones are dropped: at most one layer exists in
-    both forms.
+    soon as the last part has come, quantized before if the context says so, and the unpacked ones
+    are dropped: at most one layer exists in both forms.
     """
 
     def __init__(
@@ -47,12 +48,15 @@ class Linear:
         cuts = _cuts(context, role, shard, unit, in_features, parts)
         is_input_cut = shard is Shard.INPUT
         widths = parts if is_input_cut else {part: cut.width for part, cut in cuts.items()}
+        my_in_features = next(iter(cuts.values())).width if is_input_cut else in_features
+        quantization = context.quantization
         request = LinearRequest(
             role=role,
-            in_features=next(iter(cuts.values())).width if is_input_cut else in_features,
+            in_features=my_in_features,
             out_features=sum(widths.values()),
             dtype=context.dtype,
             has_bias=has_bias,
+            scheme=quantization.scheme(role, my_in_features) if quantization else None,
         )
         self._impl = context.bindings.linear(request)
         self._run = self._impl.run
@@ -132,6 +136,7 @@ class _RawWeights:
         self, request: LinearRequest, parts: Mapping[str, int], context: LayerContext
     ) -> None:
         self._shape = (request.out_features, request.in_features)
+        self._scheme = request.scheme
         self._context = context
         self._rows: dict[str, slice] = {}
         start = 0
@@ -165,8 +170,12 @@ class _RawWeights:
             self.bias = self._context.empty(self._shape[0])
 
     def weights(self) -> LinearWeights:
-        """What has come, for packing."""
-        return LinearWeights(scheme=None, weight=self.weight, bias=self.bias)
+        """What has come, for packing: quantized, if the layer is to be."""
+        if self._scheme is None:
+            return LinearWeights(scheme=None, weight=self.weight, bias=self.bias)
+        assert self._context.quantization is not None
+        weights = self._context.quantization.quantize(self.weight, self._scheme)
+        return replace(weights, bias=self.bias)
 
     def drop(self) -> None:
         """Forget the tensors; the packed form has what is needed."""

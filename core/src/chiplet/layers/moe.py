@@ -9,6 +9,7 @@ from torch import Tensor
 
 from chiplet.api import MoeRequest, Packed
 from chiplet.config import ExpertsConfig
+from chiplet.errors import ConfigError
 from chiplet.layers.context import LayerContext
 from chiplet.layers.linear import Linear
 from chiplet.layers.weights import Shape
@@ -39,6 +40,11 @@ class Experts:
     """
 
     def __init__(self, context: LayerContext, *, hidden_size: int, experts: ExpertsConfig) -> None:
+        if context.quantization is not None:
+            raise ConfigError(
+                f"quantization is '{context.quantization.name}'; experts have no quantized form.",
+                remedy="Choose --quantization none for models with experts.",
+            )
         self._ranks = ranks = context.ranks
         self._context = context
         width, num = experts.intermediate_size, experts.num_experts

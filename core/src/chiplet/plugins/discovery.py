@@ -30,7 +30,11 @@ from chiplet.plugins.plugin_set import CORE_DISTRIBUTION, Plugin, PluginSet, Qua
 from chiplet.version import __version__
 
 ENTRY_POINT_GROUP = "chiplet.plugins"
-CORE_MODULES = ("chiplet.reference.plugin", "chiplet.models.plugin")
+CORE_MODULES = (
+    "chiplet.reference.plugin",
+    "chiplet.models.plugin",
+    "chiplet.formats.quantization.plugin",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pluggy
 
-from chiplet.api import Check, CheckStatus, DeviceProbe, ModelEntry
+from chiplet.api import Check, CheckStatus, DeviceProbe, ModelEntry, QuantizationFormat
 from chiplet.plugins.manifest import Manifest, PluginKind
 
 CORE_DISTRIBUTION = "chiplet"
@@ -124,6 +124,12 @@ class PluginSet:
     def model_entries(self) -> tuple[ModelEntry, ...]:
         """Model families of all plugins; core's own first."""
         return tuple(entry for plugin in self.loaded for entry in plugin.call("models") or ())
+
+    def quantization_formats(self) -> tuple[QuantizationFormat, ...]:
+        """Quantization formats of all plugins; core's own first."""
+        return tuple(
+            each for plugin in self.loaded for each in plugin.call("quantization_formats") or ()
+        )
 
     def doctor(self, probes: Sequence[ProbeResult]) -> tuple[Check, ...]:
         """Checks of every plugin, and one for each plugin that failed; never raises."""

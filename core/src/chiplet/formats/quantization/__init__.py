@@ -1,0 +1,1 @@
+"""Quantization formats: ways in which core quantizes weights."""
