@@ -30,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 say = @printf '\n==> %s\n' $(1)
 
-.PHONY: help serve test check format docs install model test-device bench clean
+.PHONY: help serve test check format docs install model test-device test-tpu bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,10 @@ test-device: $(DONE)/dev model ## Run the tests that need an accelerator
 	@$(BIN)/python -m pytest -m "device or multi_device" $(PYTEST_FLAGS) \
 		|| { test $$? -eq 5 && echo "No test needs an accelerator yet."; }
 
+test-tpu: $(VENV)-tpu/done ## Test the TPU kernels: interpreted, and compiled for TPUs that are not there
+	$(call say,"TPU kernels")
+	@$(VENV)-tpu/bin/python -m pytest plugins/tpu/tests $(PYTEST_FLAGS)
+
 bench: $(DONE)/dev model ## Measure start-up, latency, throughput and prefix sharing
 	@mkdir -p benchmarks/results
 	$(call say,"Start-up")
@@ -88,7 +92,15 @@ model: $(DONE)/chiplet ## Fetch the model of the catalogue into the cache folder
 	@case "$(MODEL)" in */*|*.gguf) ;; *) $(BIN)/chiplet pull "$(MODEL)" ;; esac
 
 clean: ## Remove .venv and what tools left behind
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-tpu .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# jax and libtpu take 2 GB, which nobody else needs: an environment of their own.
+$(VENV)-tpu/done: plugins/tpu/pyproject.toml | $(DONE)/venv
+	$(call say,"jax and libtpu in $(VENV)-tpu")
+	@$(PYTHON) -m venv $(VENV)-tpu
+	@$(VENV)-tpu/bin/python -m pip --disable-pip-version-check install -e "./plugins/tpu[tpu]" \
+		"pytest>=8.3,<10" "pytest-asyncio>=1.0,<2" "pytest-timeout>=2.3,<3"
+	@touch $@
 
 $(DONE)/venv:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found." >&2; \

@@ -1,0 +1,1 @@
+"""Chiplet on TPUs, through XLA."""
