@@ -21,6 +21,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "pull": ("chiplet.cli.pull", "Fetch a model of the catalogue into the cache folder."),
     "doctor": ("chiplet.cli.doctor", "Check versions, plugins, devices and the model cache."),
     "explain": ("chiplet.cli.explain", "Show who serves each operation, and why others do not."),
+    "conformance": (
+        "chiplet.testing.conformance.command",
+        "Hold the providers of a device against the reference.",
+    ),
     "bench startup": ("chiplet.cli.bench.startup", "From 'chiplet serve' to the first token."),
     "bench latency": ("chiplet.cli.bench.latency", "One request at a time."),
     "bench throughput": ("chiplet.cli.bench.throughput", "Many requests at once, offline."),

@@ -11,12 +11,8 @@ a reason, and nothing else.
 """
 
 from chiplet.reference.ops import REFERENCE_OPS
-from chiplet.testing.conformance.attention import (
-    ATTENTION_CASES,
-    AttentionCase,
-    check_attention,
-    check_layout,
-)
+from chiplet.testing.conformance.attention import ATTENTION_CASES, check_attention, check_layout
+from chiplet.testing.conformance.attention_inputs import AttentionCase, Placement
 from chiplet.testing.conformance.communication import check_communicator
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.moe import MoeLoad, check_moe
@@ -33,6 +29,7 @@ __all__ = [
     "WEIGHT_SCHEMES",
     "AttentionCase",
     "MoeLoad",
+    "Placement",
     "assert_close",
     "check_attention",
     "check_communicator",

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from chiplet.api import (
     AttentionImpl,
     AttentionProvider,
     AttentionRequest,
     BuildContext,
-    ForwardBatch,
-    HostLengths,
     KvLayout,
     KvSpec,
 )
 from chiplet.reference.attention import CanonicalLayout, PlainAttention
+from chiplet.testing.conformance.attention_inputs import (
+    AttentionCase,
+    Inputs,
+    PlacedTensors,
+    Placement,
+    make_inputs,
+    on_device,
+)
+from chiplet.testing.conformance.case import Skipped
+from chiplet.testing.conformance.guards import GuardedBuffer
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES, assert_close
 from chiplet.testing.conformance.verdict import is_served
 
-
-@dataclass(frozen=True, slots=True)
-class AttentionCase:
-    """A batch by its lengths; requests with one query token come first.
-
-    Attributes:
-        query_lengths: query tokens of each request.
-        kv_lengths: tokens in the cache after the pass, of each request.
-    """
-
-    name: str
-    query_lengths: tuple[int, ...]
-    kv_lengths: tuple[int, ...]
+# Element offsets from here on do not fit a signed number of 32 bits.
+_FAR = 2**31
 
 
-def _cases(page: int = 16) -> tuple[AttentionCase, ...]:
-    around = (1, page - 1, page, page + 1, 2 * page, 5 * page - 1)
+def lengths_to_try(page: int = 16) -> tuple[AttentionCase, ...]:
+    """Lengths at which implementations go wrong, for a size of pages."""
+    around = tuple(
+        sorted({each for each in (1, page - 1, page, page + 1, 2 * page, 5 * page - 1) if each > 0})
+    )
     return (
         AttentionCase("one token", (1,), (1,)),
         AttentionCase("decode one", (1,), (37,)),
@@ -46,31 +45,15 @@ def _cases(page: int = 16) -> tuple[AttentionCase, ...]:
         AttentionCase("decode of unlike lengths", (1,) * 7, (300, 3, 17, 90, 2, 170, 40)),
         AttentionCase("whole prompt", (50,), (50,)),
         AttentionCase("prompts around a page", around[1:], around[1:]),
-        AttentionCase("chunks with prefix", (5, page, 33), (page + 5, 3 * page, 60)),
-        AttentionCase("last chunk of two", (2, 3), (page + 1, page + 2)),
+        AttentionCase("chunks with prefix", (5, page + 1, 33), (page + 5, 3 * page + 1, page + 60)),
+        AttentionCase("last chunk of two", (2, 3), (page + 2, page + 3)),
         AttentionCase("mixed", (1, 1, 9, 40), (77, 1, 9, 100)),
         AttentionCase("long chunk with prefix", (530,), (600,)),
     )
 
 
-ATTENTION_CASES = _cases()
+ATTENTION_CASES = lengths_to_try()
 """Lengths at which implementations go wrong, for pages of 16 tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """A batch with its cache.
-
-    Attributes:
-        canonical: `[num_pages, 2, page_size, num_kv_heads, head_dim]`, NaN wherever no token was
-            written.
-    """
-
-    batch: ForwardBatch
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    canonical: Tensor
 
 
 def check_attention(
@@ -80,11 +63,12 @@ def check_attention(
     case: AttentionCase,
     *,
     score_scale: float = 1.0,
+    placement: Placement = Placement.STACKED,
 ) -> bool:
     """Whether the provider serves the request; if it does, result and cache are compared.
 
-    Pages are scattered, the cache is NaN wherever no token was written, and q, k, v are views of
-    one tensor.
+    Pages are scattered, the cache is NaN wherever no token was written, and every buffer lies
+    between guards.
 
     Args:
         provider: what is checked.
@@ -92,28 +76,68 @@ def check_attention(
         context: where it runs.
         case: lengths of the requests in the batch.
         score_scale: factor on queries; a large one makes the softmax sharp.
+        placement: how queries, keys and values lie in memory.
 
     Raises:
-        AssertionError: the result is wrong, or the cache was changed where it must not.
+        AssertionError: the result is wrong, or memory was changed that must not be.
     """
     if not is_served(provider, request):
         return False
-    inputs = _make_inputs(request, case, score_scale)
+    inputs, exact, plain, plain_cache = expected(request, case, score_scale)
     impl = provider.build(request, context)
-    plain = PlainAttention(request)
-    exact_out, _ = _run(plain, CanonicalLayout(), request, _widened(inputs))
-    plain_out, plain_cache = _run(plain, CanonicalLayout(), request, inputs)
     for layout in impl.layouts():
-        what = f"{provider.name}, layout {layout.name}, {case.name}, {request}"
-        moved = _moved(inputs, context.torch_device)
+        what = f"{provider.name}, layout {layout.name}, {case.name}"
+        canonical = inputs.canonical
         for each in ("once", "again"):  # a second run finds its own tokens in the cache
-            out, cache = _run(impl, layout, request, moved)
-            assert_close(out.cpu(), plain_out, exact_out, f"{what}, {each}")
-            assert torch.equal(cache.cpu().isnan(), plain_cache.isnan()), f"{what}: stray writes"
-            assert torch.equal(cache.cpu().nan_to_num(), plain_cache.nan_to_num()), (
-                f"{what}: the cache differs"
+            placed = PlacedTensors(inputs, placement, context.torch_device)
+            kv = GuardedKv(layout, request.kv, canonical, context.torch_device)
+            batch = on_device(
+                inputs.batch, context.torch_device, first_page=0, page_size=request.kv.page_size
             )
-            moved = _Inputs(moved.batch, moved.q, moved.k, moved.v, cache)
+            plan = impl.plan(batch, layout)
+            out = impl.run(placed.q, placed.k, placed.v, kv.tensor, plan)
+            assert_close(out.cpu(), plain, exact, f"{what}, {each}")
+            placed.check(what)
+            kv.check(what)
+            canonical = kv.canonical()
+            assert_same_cache(canonical, plain_cache, what)
+    return True
+
+
+def check_far_pages(
+    provider: AttentionProvider, request: AttentionRequest, context: BuildContext
+) -> bool:
+    """As `check_attention`, in a cache whose used pages lie 2^31 elements and more from its start.
+
+    Raises:
+        AssertionError: the result is wrong.
+        Skipped: the device has too little memory for such a cache.
+    """
+    if not is_served(provider, request):
+        return False
+    spec, device = request.kv, context.torch_device
+    case = AttentionCase("far pages", (1, 1, 20), (40, spec.page_size, 50))
+    inputs, exact, plain, plain_cache = expected(request, case, 1.0)
+    impl = provider.build(request, context)
+    num_pages = inputs.canonical.shape[0]
+    for layout in impl.layouts():
+        what = f"{provider.name}, layout {layout.name}, {case.name}"
+        page_elements = layout.page_bytes(spec) // spec.dtype.size_bytes
+        first = -(-_FAR // page_elements)
+        size_bytes = (first + num_pages) * layout.page_bytes(spec)
+        free_bytes = context.platform.memory().free_bytes
+        if size_bytes > 0.8 * free_bytes:
+            raise Skipped(f"needs {size_bytes >> 20} MiB, {free_bytes >> 20} MiB are free")
+        # Not filled: where memory comes on first touch, only the used pages take any.
+        shape = layout.shape(spec, first + num_pages)
+        kv = torch.empty(shape, dtype=TORCH_DTYPES[spec.dtype], device=device)
+        page_ids = torch.arange(first, first + num_pages, device=device)
+        layout.from_canonical(inputs.canonical.to(device), kv, page_ids, spec)
+        batch = on_device(inputs.batch, device, first_page=first, page_size=spec.page_size)
+        placed = PlacedTensors(inputs, Placement.STACKED, device)
+        out = impl.run(placed.q, placed.k, placed.v, kv, impl.plan(batch, layout))
+        assert_close(out.cpu(), plain, exact, what)
+        assert_same_cache(layout.to_canonical(kv, page_ids, spec).cpu(), plain_cache, what)
     return True
 
 
@@ -124,114 +148,81 @@ def check_layout(layout: KvLayout, spec: KvSpec, device: torch.device) -> None:
         AssertionError: they do not.
     """
     num_pages, dtype = 7, TORCH_DTYPES[spec.dtype]
-    shape = layout.shape(spec, num_pages)
-    kv = torch.zeros(shape, dtype=dtype, device=device)
+    what = f"layout {layout.name}"
+    buffer = GuardedBuffer(layout.shape(spec, num_pages), dtype, device)
+    kv = buffer.tensor
     assert kv.numel() * kv.itemsize == num_pages * layout.page_bytes(spec), (
-        f"layout {layout.name}: page_bytes and shape disagree"
+        f"{what}: page_bytes and shape disagree"
     )
+    kv.zero_()
     page_ids = torch.tensor([5, 0, 3], device=device)
     one_page = (2, spec.page_size, spec.num_kv_heads, spec.head_dim)
     canonical = torch.randn(3, *one_page).to(dtype).to(device)
     layout.from_canonical(canonical, kv, page_ids, spec)
     back = layout.to_canonical(kv, page_ids, spec)
-    assert back.is_contiguous(), f"layout {layout.name}: the canonical copy is not contiguous"
-    assert torch.equal(back, canonical), f"layout {layout.name}: pages changed on the way"
+    assert back.is_contiguous(), f"{what}: the canonical copy is not contiguous"
+    assert torch.equal(back, canonical), f"{what}: pages changed on the way"
     others = layout.to_canonical(kv, torch.tensor([1, 2, 4, 6], device=device), spec)
-    assert not others.any(), f"layout {layout.name}: other pages were written"
+    assert not others.any(), f"{what}: other pages were written"
+    buffer.check(what)
 
 
-def _make_inputs(request: AttentionRequest, case: AttentionCase, score_scale: float) -> _Inputs:
-    random = torch.Generator().manual_seed(sum(case.kv_lengths) + len(case.kv_lengths))
-    spec, dtype = request.kv, TORCH_DTYPES[request.dtype]
-    batch, num_pages = _make_batch(case, spec.page_size, random)
-    num_heads, num_kv_heads = request.num_heads, request.num_kv_heads
-    width = num_heads + 2 * num_kv_heads
-    qkv = torch.randn(batch.num_tokens, width, request.head_dim, generator=random)
-    qkv[:, :num_heads] *= score_scale
-    q, k, v = qkv.to(dtype).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
-    shape = (num_pages, 2, spec.page_size, num_kv_heads, request.head_dim)
-    canonical = torch.full(shape, torch.nan, dtype=TORCH_DTYPES[spec.dtype])
-    for index, (length, queries) in enumerate(
-        zip(case.kv_lengths, case.query_lengths, strict=True)
-    ):
-        at = torch.arange(length - queries)
-        pages, offsets = batch.page_table[index].long()[at // spec.page_size], at % spec.page_size
-        old = torch.randn(len(at), 2, num_kv_heads, request.head_dim, generator=random)
-        canonical[pages, :, offsets] = old.to(canonical.dtype)
-    return _Inputs(batch, q, k, v, canonical)
+class GuardedKv:
+    """One layer's pages in a layout, between guards; NaN wherever no token was written.
+
+    Attributes:
+        tensor: as the layout says.
+    """
+
+    def __init__(
+        self, layout: KvLayout, spec: KvSpec, canonical: Tensor, device: torch.device
+    ) -> None:
+        self._layout, self._spec = layout, spec
+        self._page_ids = torch.arange(canonical.shape[0], device=device)
+        shape = layout.shape(spec, canonical.shape[0])
+        self._buffer = GuardedBuffer(shape, canonical.dtype, device)
+        self.tensor = self._buffer.tensor
+        layout.from_canonical(canonical.to(device), self.tensor, self._page_ids, spec)
+
+    def canonical(self) -> Tensor:
+        """All pages in the canonical layout, in main memory."""
+        return self._layout.to_canonical(self.tensor, self._page_ids, self._spec).cpu()
+
+    def check(self, what: str) -> None:
+        """Look at the guards."""
+        self._buffer.check(f"{what}: cache")
 
 
-def _make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple[ForwardBatch, int]:
-    """The batch, and how many pages the cache has: some more than the batch uses."""
-    kv_lengths = np.array(case.kv_lengths, np.int32)
-    query_lengths = np.array(case.query_lengths, np.int32)
-    counts = -(-kv_lengths // page_size)
-    num_pages = int(counts.sum()) + 3
-    scattered = torch.randperm(num_pages, generator=random).int()
-    table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int32)
-    taken = 0
-    for index, count in enumerate(counts.tolist()):
-        table[index, :count] = scattered[taken : taken + count]
-        taken += count
-    positions = [
-        torch.arange(length - queries, length)
-        for length, queries in zip(case.kv_lengths, case.query_lengths, strict=True)
-    ]
-    kv_rows = [
-        table[index].long()[each // page_size] * page_size + each % page_size
-        for index, each in enumerate(positions)
-    ]
-    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32))
-    batch = ForwardBatch(
-        num_decodes=sum(1 for each in case.query_lengths if each == 1),
-        token_ids=torch.zeros(int(query_lengths.sum()), dtype=torch.int32),
-        positions=torch.cat(positions).int(),
-        kv_rows=torch.cat(kv_rows).int(),
-        query_starts=starts,
-        kv_lengths=torch.from_numpy(kv_lengths),
-        page_table=table,
-        logit_rows=starts[1:] - 1,
-        lengths_host=HostLengths(query_lengths, kv_lengths),
-    )
-    return batch, num_pages
+def assert_same_cache(cache: Tensor, expected_cache: Tensor, what: str) -> None:
+    """Check that the cache holds the new tokens, and nothing else that is new.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    stray = cache.isnan() != expected_cache.isnan()
+    assert not stray.any(), f"{what}: stray writes in pages {_pages(stray)}"
+    wrong = cache.nan_to_num() != expected_cache.nan_to_num()
+    assert not wrong.any(), f"{what}: the cache differs in pages {_pages(wrong)}"
 
 
-def _run(
-    impl: AttentionImpl, layout: KvLayout, request: AttentionRequest, inputs: _Inputs
-) -> tuple[Tensor, Tensor]:
-    """Output, and the cache after it in the canonical layout."""
-    canonical = inputs.canonical
-    num_pages = canonical.shape[0]
-    shape = layout.shape(request.kv, num_pages)
-    kv = torch.full(shape, torch.nan, dtype=canonical.dtype, device=canonical.device)
-    page_ids = torch.arange(num_pages, device=canonical.device)
-    layout.from_canonical(canonical, kv, page_ids, request.kv)
-    plan = impl.plan(inputs.batch, layout)
-    out = impl.run(inputs.q, inputs.k, inputs.v, kv, plan)
-    return out, layout.to_canonical(kv, page_ids, request.kv)
+def _pages(where: Tensor) -> list[int]:
+    return where.flatten(1).any(dim=1).nonzero().flatten().tolist()
 
 
-def _moved(inputs: _Inputs, device: torch.device) -> _Inputs:
-    batch = inputs.batch
-    tensors = {
-        each.name: getattr(batch, each.name).to(device)
-        for each in fields(batch)
-        if isinstance(getattr(batch, each.name), Tensor)
-    }
-    return _Inputs(
-        replace(batch, **tensors),
-        inputs.q.to(device),
-        inputs.k.to(device),
-        inputs.v.to(device),
-        inputs.canonical.to(device),
-    )
+@lru_cache(maxsize=16)
+def expected(
+    request: AttentionRequest, case: AttentionCase, score_scale: float
+) -> tuple[Inputs, Tensor, Tensor, Tensor]:
+    """Inputs, the exact output, the reference's output in the request's type, and its cache."""
+    inputs = make_inputs(request, case, score_scale)
+    exact, _ = run_reference(request, inputs.widened())
+    plain, cache = run_reference(request, inputs)
+    return inputs, exact, plain, cache
 
 
-def _widened(inputs: _Inputs) -> _Inputs:
-    return _Inputs(
-        inputs.batch,
-        inputs.q.double(),
-        inputs.k.double(),
-        inputs.v.double(),
-        inputs.canonical.double(),
-    )
+def run_reference(request: AttentionRequest, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Output of the reference, and the cache after it, in the type of the inputs."""
+    plain: AttentionImpl = PlainAttention(request)
+    cache = inputs.canonical.clone()
+    plan = plain.plan(inputs.batch, CanonicalLayout())
+    return plain.run(inputs.q, inputs.k, inputs.v, cache, plan), cache

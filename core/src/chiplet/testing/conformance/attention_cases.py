@@ -1,0 +1,227 @@
+"""Every attention case: shapes x types x windows x lengths, and the harder conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+from chiplet.api import AttentionRequest, Dtype, KvSpec
+from chiplet.testing.conformance.attention import (
+    check_attention,
+    check_far_pages,
+    check_layout,
+    lengths_to_try,
+)
+from chiplet.testing.conformance.attention_inputs import AttentionCase, Placement
+from chiplet.testing.conformance.attention_properties import PROPERTIES, Property
+from chiplet.testing.conformance.case import Case, Subject, require_served
+
+SHARP, HUGE = 30.0, 1000.0
+"""Factors on queries: a softmax of few large weights, and one whose scores overflow float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Heads and pages."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+
+    def __str__(self) -> str:
+        return f"{self.num_heads}/{self.num_kv_heads}x{self.head_dim}p{self.page_size}"
+
+
+SHAPES = (
+    Shape(6, 2, 32, 16),
+    Shape(1, 1, 16, 16),
+    Shape(4, 4, 16, 1),
+    Shape(8, 1, 64, 16),
+    Shape(9, 3, 64, 64),
+    Shape(16, 2, 64, 32),
+    Shape(4, 2, 128, 16),
+    Shape(2, 2, 80, 16),
+    Shape(4, 1, 96, 128),
+    Shape(2, 1, 256, 16),
+    Shape(5, 5, 64, 8),
+)
+"""Heads without sharing, with, with one for all; powers of two, and others that models have."""
+
+WINDOWS = (None, 1, 20, 64)
+
+
+def attention_request(
+    shape: Shape, dtype: Dtype, *, window: int | None = None, kv_dtype: Dtype | None = None
+) -> AttentionRequest:
+    """A request for layers of a shape."""
+    return AttentionRequest(
+        group="global" if window is None else "window",
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        scale=0.2,
+        dtype=dtype,
+        kv=KvSpec(
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            page_size=shape.page_size,
+            dtype=kv_dtype or dtype,
+        ),
+        window=window,
+    )
+
+
+def attention_cases() -> Iterator[Case]:
+    """All cases, the same ones in the same order each time."""
+    main = SHAPES[0]
+    for shape, dtype, window in product(SHAPES, Dtype, WINDOWS):
+        for index, case in enumerate(_lengths(shape)):
+            # A cheap case of each shape, and all lengths of the first one.
+            is_quick = index in (2, 8) if shape != main else dtype is not Dtype.FLOAT16
+            is_quick = is_quick and window in (None, 20)
+            request = attention_request(shape, dtype, window=window)
+            yield _case(shape, request, case, is_quick=is_quick)
+    for dtype, window, case in product(Dtype, (None, 20), _lengths(main)[:-1]):
+        request = attention_request(main, dtype, window=window)
+        for scale in (SHARP, HUGE):
+            is_quick = case.name in ("mixed", "decode around a page")
+            yield _case(main, request, case, scale=scale, is_quick=is_quick)
+        for placement in Placement:
+            if placement is not Placement.STACKED:
+                is_quick = case.name == "mixed" and dtype is not Dtype.FLOAT16
+                yield _case(main, request, case, placement=placement, is_quick=is_quick)
+    for dtype, kv_dtype, case in product(Dtype, Dtype, _lengths(main)[:-1]):
+        if dtype is not kv_dtype:
+            request = attention_request(main, dtype, kv_dtype=kv_dtype)
+            yield _case(main, request, case, is_quick=case.name == "mixed")
+    for dtype in Dtype:
+        yield _far_case(main, dtype)
+        for shape in SHAPES:
+            yield _layout_case(shape, dtype)
+        for name, holds in PROPERTIES.items():
+            yield _property_case(main, dtype, name, holds)
+
+
+def _lengths(shape: Shape) -> Sequence[AttentionCase]:
+    page = shape.page_size
+    more = (
+        AttentionCase("decode at page ends", (1,) * 4, (page, 2 * page, 3 * page, page)),
+        AttentionCase("two tokens", (2, 2), (2, page + 2)),
+        AttentionCase("shared first pages", (1, 1, 7), (2 * page + 3, 3 * page, 2 * page + 9), 2),
+        AttentionCase("one long among short", (1, 1, 1), (2, 12 * page + 1, 1)),
+        AttentionCase("new tokens over many pages", (3 * page + 1,), (3 * page + 2,)),
+        AttentionCase("many short prompts", (2, 3, 4, 5, 6, 7), (2, 3, 4, 5, 6, 7)),
+        AttentionCase("many decodes", (1,) * 33, tuple(range(5, 38))),
+    )
+    usual = lengths_to_try(page)
+    if page > 64:  # lengths count pages: the largest would only take long
+        more = tuple(each for each in more if "many pages" not in each.name)
+    return (*usual[:9], *more, usual[9]) if shape == SHAPES[0] else (*usual[:9], *more)
+
+
+def _case(
+    shape: Shape,
+    request: AttentionRequest,
+    lengths: AttentionCase,
+    *,
+    scale: float = 1.0,
+    placement: Placement = Placement.STACKED,
+    is_quick: bool,
+) -> Case:
+    def check(subject: Subject) -> None:
+        require_served(subject, request)
+        check_attention(
+            subject.provider,
+            request,
+            subject.context,
+            lengths,
+            score_scale=scale,
+            placement=placement,
+        )
+
+    features = [
+        f"window {request.window}" if request.window is not None else "",
+        f"{request.kv.dtype} cache" if request.kv.dtype != request.dtype else "",
+        {SHARP: "sharp scores", HUGE: "huge scores"}.get(scale, ""),
+        f"{placement} inputs" if placement is not Placement.STACKED else "",
+    ]
+    return Case(
+        family="attention",
+        operation="attention",
+        dtype=str(request.dtype),
+        feature=", ".join(each for each in features if each) or "plain",
+        name=f"{shape} {lengths.name}",
+        request=_words(request),
+        is_quick=is_quick,
+        check=check,
+    )
+
+
+def _far_case(shape: Shape, dtype: Dtype) -> Case:
+    request = attention_request(shape, dtype)
+
+    def check(subject: Subject) -> None:
+        require_served(subject, request)
+        check_far_pages(subject.provider, request, subject.context)
+
+    return Case(
+        family="attention",
+        operation="attention",
+        dtype=str(dtype),
+        feature="offsets above 2^31",
+        name=str(shape),
+        request=_words(request),
+        is_quick=dtype is Dtype.BFLOAT16,
+        check=check,
+    )
+
+
+def _layout_case(shape: Shape, dtype: Dtype) -> Case:
+    request = attention_request(shape, dtype)
+
+    def check(subject: Subject) -> None:
+        require_served(subject, request)
+        layouts = subject.provider.build(request, subject.context).layouts()
+        assert layouts, f"{subject.name}: no layout at all"
+        for layout in layouts:
+            check_layout(layout, request.kv, subject.context.torch_device)
+
+    return Case(
+        family="attention",
+        operation="attention",
+        dtype=str(dtype),
+        feature="to and from the canonical layout",
+        name=str(shape),
+        request=_words(request),
+        is_quick=True,
+        check=check,
+    )
+
+
+def _property_case(shape: Shape, dtype: Dtype, name: str, holds: Property) -> Case:
+    def check(subject: Subject) -> None:
+        build: Callable[..., AttentionRequest] = partial(attention_request, shape, dtype)
+        for window in (None, 20):
+            request = build(window=window)
+            require_served(subject, request)
+            holds(subject.provider, request, subject.context)
+
+    return Case(
+        family="attention",
+        operation="attention",
+        dtype=str(dtype),
+        feature=name,
+        name=str(shape),
+        is_quick=dtype is Dtype.FLOAT32,
+        check=check,
+    )
+
+
+def _words(request: AttentionRequest) -> str:
+    window = f", window {request.window}" if request.window is not None else ""
+    cache = f", {request.kv.dtype} cache" if request.kv.dtype != request.dtype else ""
+    heads = f"{request.num_heads}/{request.num_kv_heads}x{request.head_dim}"
+    return f"attention {heads}, pages of {request.kv.page_size}, {request.dtype}{cache}{window}"

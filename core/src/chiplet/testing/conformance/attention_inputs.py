@@ -1,0 +1,211 @@
+"""Inputs of attention: a batch by its lengths, scattered pages, and what lies around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from chiplet.api import AttentionRequest, ForwardBatch, HostLengths
+from chiplet.testing.conformance.guards import GuardedBuffer
+from chiplet.testing.conformance.tolerance import TORCH_DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCase:
+    """A batch by its lengths; requests with one query token come first.
+
+    Attributes:
+        query_lengths: query tokens of each request.
+        kv_lengths: tokens in the cache after the pass, of each request.
+        num_shared_pages: pages at the front that all requests have in common.
+        seed: of values and of the order of pages.
+    """
+
+    name: str
+    query_lengths: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+    num_shared_pages: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        is_long = [each != 1 for each in self.query_lengths]
+        assert is_long == sorted(is_long), "requests with one query token come first"
+
+    @property
+    def num_decodes(self) -> int:
+        """Requests with one query token."""
+        return sum(1 for each in self.query_lengths if each == 1)
+
+
+class Placement(StrEnum):
+    """How queries, keys and values lie in memory."""
+
+    STACKED = "stacked"
+    """Views of one tensor, as layers make them."""
+    CONTIGUOUS = "contiguous"
+    """A tensor each."""
+    MISALIGNED = "misaligned"
+    """A tensor each, one element off an aligned address."""
+    WIDE = "wide"
+    """A tensor each, whose heads are further apart than `head_dim`; NaN lies between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A batch with its cache, in main memory.
+
+    Attributes:
+        canonical: `[num_pages, 2, page_size, num_kv_heads, head_dim]`, NaN wherever no token was
+            written.
+    """
+
+    batch: ForwardBatch
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    canonical: Tensor
+
+    def widened(self) -> Inputs:
+        """The same in float64."""
+        wide = (each.double() for each in (self.q, self.k, self.v, self.canonical))
+        return Inputs(self.batch, *wide)
+
+
+def make_inputs(request: AttentionRequest, case: AttentionCase, score_scale: float) -> Inputs:
+    """Random inputs; the same for the same arguments."""
+    random = torch.Generator().manual_seed(
+        sum(case.kv_lengths) + len(case.kv_lengths) + 7919 * case.seed
+    )
+    spec, dtype = request.kv, TORCH_DTYPES[request.dtype]
+    batch, num_pages = make_batch(case, spec.page_size, random)
+    heads = (request.num_heads, request.num_kv_heads, request.num_kv_heads)
+    q, k, v = (
+        torch.randn(batch.num_tokens, each, request.head_dim, generator=random) for each in heads
+    )
+    shape = (num_pages, 2, spec.page_size, request.num_kv_heads, request.head_dim)
+    canonical = torch.full(shape, torch.nan, dtype=TORCH_DTYPES[spec.dtype])
+    for index, (length, queries) in enumerate(
+        zip(case.kv_lengths, case.query_lengths, strict=True)
+    ):
+        at = torch.arange(length - queries)
+        pages, offsets = batch.page_table[index].long()[at // spec.page_size], at % spec.page_size
+        old = torch.randn(len(at), 2, request.num_kv_heads, request.head_dim, generator=random)
+        canonical[pages, :, offsets] = old.to(canonical.dtype)
+    return Inputs(batch, (q * score_scale).to(dtype), k.to(dtype), v.to(dtype), canonical)
+
+
+def make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple[ForwardBatch, int]:
+    """The batch, and how many pages the cache has: some more than the batch uses."""
+    kv_lengths = np.array(case.kv_lengths, np.int32)
+    query_lengths = np.array(case.query_lengths, np.int32)
+    table, num_pages = _page_table(-(-kv_lengths // page_size), case.num_shared_pages, random)
+    positions = [
+        torch.arange(length - queries, length)
+        for length, queries in zip(case.kv_lengths, case.query_lengths, strict=True)
+    ]
+    kv_rows = [
+        table[index].long()[each // page_size] * page_size + each % page_size
+        for index, each in enumerate(positions)
+    ]
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32))
+    batch = ForwardBatch(
+        num_decodes=case.num_decodes,
+        token_ids=torch.zeros(int(query_lengths.sum()), dtype=torch.int32),
+        positions=torch.cat(positions).int(),
+        kv_rows=torch.cat(kv_rows).int(),
+        query_starts=starts,
+        kv_lengths=torch.from_numpy(kv_lengths),
+        page_table=table,
+        logit_rows=starts[1:] - 1,
+        lengths_host=HostLengths(query_lengths, kv_lengths),
+    )
+    return batch, num_pages
+
+
+def host_lengths(batch: ForwardBatch) -> HostLengths:
+    """The lengths that every batch made here has on the host."""
+    assert batch.lengths_host is not None, "a batch of a recorded step has no lengths on the host"
+    return batch.lengths_host
+
+
+def _page_table(counts: np.ndarray, num_shared: int, random: Generator) -> tuple[Tensor, int]:
+    """Pages of each request, `[num_requests, max_pages] int32`, and how many there are."""
+    own = counts - num_shared
+    assert (own >= 0).all(), "a request has fewer pages than all have in common"
+    num_pages = int(own.sum()) + num_shared + 3
+    scattered = torch.randperm(num_pages, generator=random).int()
+    table = torch.zeros(len(counts), max(1, int(counts.max())), dtype=torch.int32)
+    table[:, :num_shared] = scattered[:num_shared]
+    taken = num_shared
+    for index, count in enumerate(own.tolist()):
+        table[index, num_shared : num_shared + count] = scattered[taken : taken + count]
+        taken += count
+    return table, num_pages
+
+
+class PlacedTensors:
+    """Queries, keys and values on the device as a placement says, between guards.
+
+    Attributes:
+        q, k, v: views.
+    """
+
+    def __init__(self, inputs: Inputs, placement: Placement, device: torch.device) -> None:
+        tensors = (inputs.q, inputs.k, inputs.v)
+        if placement is Placement.STACKED:
+            sizes = [each.shape[1] for each in tensors]
+            self._buffers = [_filled(torch.cat(tensors, dim=1), device)]
+            self.q, self.k, self.v = self._buffers[0].tensor.split(sizes, dim=1)
+        else:
+            shift = inputs.q.itemsize if placement is Placement.MISALIGNED else 0
+            gap = 8 if placement is Placement.WIDE else 0
+            self._buffers = [_filled(each, device, gap=gap, shift_bytes=shift) for each in tensors]
+            width = inputs.q.shape[-1]
+            self.q, self.k, self.v = (each.tensor[..., :width] for each in self._buffers)
+        self._before = [each.whole.clone() for each in self._buffers]
+
+    def check(self, what: str) -> None:
+        """Look whether anything was changed.
+
+        Raises:
+            AssertionError: q, k or v, or what lies around them, was.
+        """
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            assert torch.equal(buffer.whole, before), f"{what}: q, k or v, or bytes beside, changed"
+
+
+def _filled(
+    tensor: Tensor, device: torch.device, *, gap: int = 0, shift_bytes: int = 0
+) -> GuardedBuffer:
+    """A copy between guards, whose rows are `gap` elements further apart than they are long."""
+    width = tensor.shape[-1]
+    shape = (*tensor.shape[:-1], width + gap)
+    buffer = GuardedBuffer(shape, tensor.dtype, device, shift_bytes=shift_bytes)
+    buffer.tensor[..., :width] = tensor.to(device)
+    return buffer
+
+
+def on_device(
+    batch: ForwardBatch, device: torch.device, *, first_page: int, page_size: int
+) -> ForwardBatch:
+    """The batch on the device, its pages moved so that page 0 becomes `first_page`.
+
+    Entries past a request's last page stay 0, as core makes them.
+    """
+    counts = -(-host_lengths(batch).kv // page_size)
+    is_used = np.arange(batch.page_table.shape[1]) < counts[:, None]
+    moved = replace(
+        batch,
+        page_table=batch.page_table + torch.from_numpy(is_used).int() * first_page,
+        kv_rows=batch.kv_rows + first_page * page_size,
+    )
+    tensors = {
+        each.name: getattr(moved, each.name).to(device)
+        for each in fields(moved)
+        if isinstance(getattr(moved, each.name), Tensor)
+    }
+    return replace(moved, **tensors)

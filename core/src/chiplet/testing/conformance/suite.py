@@ -1,0 +1,116 @@
+"""Suite: every case for the providers of a device, and who is checked by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from chiplet.config import DeviceOptions
+from chiplet.errors import ConfigError
+from chiplet.plugins import ChosenDevice, PluginSet, choose_device, discover
+from chiplet.plugins.candidates import build_context, gather_candidates
+from chiplet.testing.conformance.attention_cases import attention_cases
+from chiplet.testing.conformance.case import Case, Subject
+from chiplet.testing.conformance.honesty import honesty_cases
+from chiplet.testing.conformance.linear_cases import linear_cases
+from chiplet.testing.conformance.op_cases import op_cases
+from chiplet.testing.conformance.package_cases import package_cases
+from chiplet.testing.conformance.platform_cases import platform_cases
+
+
+def all_cases(*, quick: bool = False) -> list[Case]:
+    """All cases of all families, or those of the quick tier."""
+    cases = (
+        *package_cases(),
+        *platform_cases(),
+        *op_cases(),
+        *linear_cases(),
+        *attention_cases(),
+        *honesty_cases(),
+    )
+    return [case for case in cases if case.is_quick or not quick]
+
+
+def find_subjects(options: DeviceOptions, provider: str | None = None) -> Sequence[Subject]:
+    """Who is checked on a device: its platform, its plugins' packages and its providers.
+
+    Args:
+        options: the device and the plugins, as for a start.
+        provider: only the providers of this name.
+
+    Raises:
+        ConfigError: no such device, or no such provider.
+    """
+    plugins = discover(options)
+    chosen = choose_device(plugins, options)
+    chosen.platform.activate()
+    candidates = gather_candidates(plugins, chosen.probe, explicit=frozenset())
+    context = build_context(chosen.platform, candidates)
+    found = [
+        Subject(
+            family=family,
+            name=each.name,
+            distribution=each.plugin.distribution,
+            version=each.plugin.version,
+            target=each.provider,
+            context=context,
+        )
+        for family, offered in candidates.items()
+        for each in offered
+    ]
+    if provider is None:
+        return (*_others(plugins, chosen, found), *found)
+    named = [each for each in found if each.name == provider]
+    if not named:
+        names = ", ".join(sorted({each.name for each in found}))
+        raise ConfigError(
+            f"Device {chosen.label} has no provider '{provider}'; it has: {names}.",
+            remedy="Correct the name, or see 'chiplet doctor' for plugins that did not load.",
+        )
+    distributions = {each.distribution for each in named}
+    others = _others(plugins, chosen, named)
+    return (
+        *(each for each in others if each.distribution in distributions),
+        *named,
+    )
+
+
+def pair(cases: Sequence[Case], subjects: Sequence[Subject]) -> Iterator[tuple[Case, Subject]]:
+    """Each case with each subject that it is for; a case's subjects follow one another."""
+    for case in cases:
+        for subject in subjects:
+            if subject.family == case.family:
+                yield case, subject
+
+
+def _others(
+    plugins: PluginSet, chosen: ChosenDevice, providers: Sequence[Subject]
+) -> Iterator[Subject]:
+    """The platform of a device, and the packages that offer something for it."""
+    context = providers[0].context
+    for plugin in plugins.loaded:
+        spec = find_spec(plugin.module.partition(".")[0])
+        if plugin.is_core or spec is None or spec.origin is None:
+            continue
+        offers = {each.distribution for each in providers} | {chosen.plugin_name}
+        if plugin.distribution in offers:
+            yield Subject(
+                family="package",
+                name=plugin.name,
+                distribution=plugin.distribution,
+                version=plugin.version,
+                target=Path(spec.origin).parent,
+                context=context,
+            )
+    version = next(
+        each.version for each in plugins.loaded if each.distribution == chosen.plugin_name
+    )
+    yield Subject(
+        family="platform",
+        name=chosen.label,
+        distribution=chosen.plugin_name,
+        version=version,
+        target=chosen.platform,
+        context=context,
+    )
