@@ -160,6 +160,17 @@ class DeviceOptions:
     use: tuple[str, ...] = _option(
         (), "Pin a provider, like 'attention/global=reference'; may be repeated.", metavar="OP=NAME"
     )
+    deny: tuple[str, ...] = _option(
+        (), "Never choose a provider, like 'linear=torch'; may be repeated.", metavar="OP=NAME"
+    )
+    plan_lock: str | None = _option(
+        None,
+        "Choose as this file says, saved by 'chiplet explain --save'; refuse to start otherwise.",
+        metavar="FILE",
+    )
+    self_check: bool = _option(
+        True, "Compare each chosen implementation with the reference at start."
+    )
     plugins: tuple[str, ...] = _option(
         (), "Load these plugin distributions only; may be repeated.", metavar="NAME"
     )

@@ -32,6 +32,7 @@ from chiplet.plugins import (
     choose_device,
     discover,
 )
+from chiplet.plugins.self_check import SelfCheck
 from chiplet.request import RequestLimits
 from chiplet.resolution import resolve
 from chiplet.runner.batch_builder import BatchBuilder
@@ -135,7 +136,8 @@ def _assemble(config: EngineConfig) -> _Assembly:
         checkpoint.config,
         dtypes=chosen.platform.supported_dtypes(),
     )
-    selector = Selector(plugins, chosen, config.device)
+    judge = SelfCheck(chosen.platform) if config.device.self_check else None
+    selector = Selector(plugins, chosen, config.device, judge=judge)
     assert config.model.context_length is not None
     context = LayerContext(
         bindings=selector,
@@ -147,13 +149,15 @@ def _assemble(config: EngineConfig) -> _Assembly:
         quantization=find_format(plugins.quantization_formats(), config.model.quantization),
     )
     make_model = find_model(plugins.model_entries(), checkpoint.config.architecture)
+    model = make_model(checkpoint.config, context)
+    selector.check_plan_file()
     return _Assembly(
         config=config,
         plugins=plugins,
         chosen=chosen,
         checkpoint=checkpoint,
         selector=selector,
-        model=make_model(checkpoint.config, context),
+        model=model,
     )
 
 

@@ -39,6 +39,7 @@ platform = ">=0.1,<0.2"
 PROVIDERS = """
 class Impl:
     def __init__(self, name): self.name = name
+    def run(self, x, packed): return self.name
 
 class Provider:
     def __init__(self, name, verdict, accepts=(), fails=False):
@@ -127,9 +128,17 @@ def test_the_highest_score_wins_and_the_others_are_explained(make_selector):
     )
     assert selector.linear(LINEAR).name == "fast"
     choice = only_choice(selector)
-    assert (choice.operation, choice.provider, choice.score) == ("linear/qkv_proj", "fast", 200)
-    assert (choice.distribution, choice.version) == ("chiplet-tiny", "1.2")
-    assert (choice.tier, choice.note, choice.is_pinned) == ("vendor", "with care", False)
+    assert (choice.operation, choice.server.provider, choice.server.score) == (
+        "linear/qkv_proj",
+        "fast",
+        200,
+    )
+    assert (choice.server.distribution, choice.server.version) == ("chiplet-tiny", "1.2")
+    assert (choice.server.tier, choice.server.note, choice.is_pinned) == (
+        "vendor",
+        "with care",
+        False,
+    )
     losers = {each.provider: each for each in choice.rejections}
     assert losers["mild"].reasons == ("score 100 < 200",)
     assert losers["mild"].pin == "--use linear/qkv_proj=mild"
@@ -179,7 +188,7 @@ def test_a_provider_may_lean_on_the_reference(make_selector):
     weight, x = torch.randn(24, 8), torch.randn(3, 8)
     packed = impl.pack(LinearWeights(scheme=None, weight=weight))
     torch.testing.assert_close(impl.run(x, packed), x @ weight.T)
-    assert only_choice(selector).provider == "leaning"
+    assert only_choice(selector).server.provider == "leaning"
 
 
 def test_a_context_made_by_hand_says_that_it_has_no_reference():
@@ -303,7 +312,7 @@ def test_text_and_json(make_selector):
     selector.linear(LINEAR)
     selector.linear(LINEAR)
     head, line, rejected = (" ".join(each.split()) for each in render(selector.plan()).splitlines())
-    assert head == "device tiny:0 (Tiny), platform chiplet-tiny"
+    assert head == f"device tiny:0 (Tiny), platform chiplet-tiny 1.2, plan {selector.plan().hash}"
     assert line == "linear/qkv_proj x2 8 -> 24, float32 fast (chiplet-tiny 1.2) vendor 200"
     assert rejected == "rejected reference: score 0 < 200 pin: --use linear/qkv_proj=reference"
     values = json.loads(json.dumps(selector.plan().to_json()))

@@ -37,10 +37,18 @@ class Yes:
     Attributes:
         score: the highest wins; see `Tier`.
         note: a few words for `chiplet explain`.
+        max_tokens: the score speaks for calls of at most so many tokens (rows of the first
+            argument), and another provider is asked for larger ones. The implementation must
+            compute larger calls all the same. None for all calls; linear layers and operations
+            only.
     """
 
     score: int
     note: str = ""
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.max_tokens is None or self.max_tokens >= 1, "max_tokens is 1 or more, or None"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,10 @@ class Candidate:
         # An answer of another type is a plugin's fault and must not stop the others.
         if not isinstance(verdict, Yes | No):  # pyright: ignore[reportUnnecessaryIsInstance]
             return No.because("malformed", f"assess returned {verdict!r}, not a verdict")
+        is_limited = isinstance(verdict, Yes) and verdict.max_tokens is not None
+        if is_limited and not isinstance(request, LinearRequest | OpRequest):
+            text = "assess limits max_tokens; only linear layers and operations have tables"
+            return No.because("malformed", text)
         return verdict
 
 

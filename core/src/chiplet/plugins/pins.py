@@ -1,4 +1,4 @@
-"""Pins: the user's own choice of a provider for an operation."""
+"""Pins and denials: the user's own word on who serves an operation, or does not."""
 
 from __future__ import annotations
 
@@ -39,6 +39,24 @@ class Pins:
         return sorted(self.providers.keys() - self.used)
 
 
+@dataclass(frozen=True, slots=True)
+class Denials:
+    """Providers that are not to serve.
+
+    Attributes:
+        reasons: why, by operation or family and provider; grows when one fails in a step.
+    """
+
+    reasons: dict[tuple[str, str], str]
+
+    def find(self, operation: str, provider: str) -> str | None:
+        """Why a provider must not serve an operation; None if it may."""
+        for key in (operation, operation.partition("/")[0]):
+            if (key, provider) in self.reasons:
+                return self.reasons[key, provider]
+        return None
+
+
 def parse_pins(options: DeviceOptions) -> Pins:
     """The pins in the options.
 
@@ -50,7 +68,7 @@ def parse_pins(options: DeviceOptions) -> Pins:
     if options.attention_backend is not None:
         texts.append(f"attention={options.attention_backend}")
     for text in texts:
-        key, provider = _parse(text)
+        key, provider = _parse("--use", text)
         if providers.setdefault(key, provider) != provider:
             raise ConfigError(
                 f"'{key}' is pinned to both '{providers[key]}' and '{provider}'.",
@@ -59,18 +77,36 @@ def parse_pins(options: DeviceOptions) -> Pins:
     return Pins(providers)
 
 
-def _parse(text: str) -> tuple[str, str]:
+def parse_denials(options: DeviceOptions, pins: Pins) -> Denials:
+    """The denials in the options.
+
+    Raises:
+        ConfigError: one is malformed, names no operation, or contradicts a pin.
+    """
+    reasons: dict[tuple[str, str], str] = {}
+    for text in options.deny:
+        key, provider = _parse("--deny", text)
+        if pins.providers.get(key) == provider:
+            raise ConfigError(
+                f"'{provider}' is both pinned and denied for '{key}'.",
+                remedy="Keep one of '--use' and '--deny'.",
+            )
+        reasons[key, provider] = f"denied by --deny {text}"
+    return Denials(reasons)
+
+
+def _parse(flag: str, text: str) -> tuple[str, str]:
     key, _, provider = text.partition("=")
     family, slash, name = key.partition("/")
     if not provider or family not in FAMILIES or (slash and not name):
         raise ConfigError(
-            f"'--use {text}' names no operation and provider; operations: {', '.join(FAMILIES)}, "
+            f"'{flag} {text}' names no operation and provider; operations: {', '.join(FAMILIES)}, "
             "each with an optional '/NAME'.",
             remedy="Write it like 'attention/global=reference' or 'linear=reference'.",
         )
     if family == "ops" and name and name not in list(Op):
         raise ConfigError(
-            f"'--use {text}': there is no operation '{name}'; there are: {', '.join(Op)}.",
+            f"'{flag} {text}': there is no operation '{name}'; there are: {', '.join(Op)}.",
             remedy="Correct the name.",
         )
     return key, provider

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from chiplet.api import Tier
+from chiplet.plugins.request_key import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +27,61 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A provider that serves calls of some sizes.
+
+    Attributes:
+        provider: by the word that `--use` takes.
+        distribution: where it comes from.
+        max_tokens: it serves calls of at most so many tokens that nobody before it serves; None
+            for all that are left.
+        note: what it says of itself.
+    """
+
+    provider: str
+    distribution: str
+    version: str
+    score: int
+    note: str = ""
+    max_tokens: int | None = None
+
+    @property
+    def tier(self) -> str:
+        """The tier that the score reaches, like 'vendor'."""
+        return max(each for each in Tier if each <= max(self.score, 0)).name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Who serves one request.
 
     Attributes:
         operation: like 'attention/global', 'linear/qkv_proj' or 'ops/rms_norm'.
         request: the request in a few words, like '576 -> 960 bfloat16'.
+        key: the whole request; see `request_key`.
         num_uses: how often layers asked for it.
-        provider: the winner, by the word that `--use` takes.
-        distribution: where the winner comes from.
-        note: what the winner says of itself.
+        servers: a table by size of the call, small ones first; mostly one that serves all.
         is_pinned: the user chose it.
+        basis: what decided, like 'score', 'pin', 'plan file' or 'measured'.
+        check: outcome of the comparison with the reference at start, like 'equal' or 'not run'.
+        timings_us: what was measured, by provider and number of tokens.
     """
 
     operation: str
     request: str
+    key: str
     num_uses: int
-    provider: str
-    distribution: str
-    version: str
-    score: int
-    note: str
+    servers: tuple[Server, ...]
     is_pinned: bool
     rejections: tuple[Rejection, ...]
+    basis: str = "score"
+    check: str = "not run"
+    timings_us: Mapping[str, Mapping[int, float]] | None = None
 
     @property
-    def tier(self) -> str:
-        """The tier that the score reaches, like 'vendor'."""
-        return max(each for each in Tier if each <= max(self.score, 0)).name.lower()
+    def server(self) -> Server:
+        """Who serves the largest calls; of most operations, all."""
+        return self.servers[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +92,46 @@ class SelectionPlan:
         device: like 'cpu:0'.
         device_name: for people.
         platform: distribution of the platform plugin.
+        platform_version: its version.
         choices: in the order in which the model asked.
     """
 
     device: str
     device_name: str
     platform: str
+    platform_version: str
     choices: tuple[Choice, ...]
+
+    @property
+    def hash(self) -> str:
+        """The same on all ranks and machines that run the same implementations of the same work.
+
+        Device index and name, scores, notes and measured times are left out.
+        """
+        kind = self.device.partition(":")[0]
+        lines = [f"{kind} {self.platform} {self.platform_version}"]
+        lines += sorted(json.dumps([each.key, *_identities(each.servers)]) for each in self.choices)
+        return digest("\n".join(lines))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values, ready for JSON."""
-        choices = [asdict(each) | {"tier": each.tier} for each in self.choices]
         return {
+            "hash": self.hash,
             "device": self.device,
             "device_name": self.device_name,
             "platform": self.platform,
-            "choices": choices,
+            "platform_version": self.platform_version,
+            "choices": [_choice_json(each) for each in self.choices],
         }
+
+
+def _identities(servers: tuple[Server, ...]) -> list[list[object]]:
+    return [[each.provider, each.distribution, each.version, each.max_tokens] for each in servers]
+
+
+def _choice_json(choice: Choice) -> dict[str, Any]:
+    values = asdict(choice)
+    values["servers"] = [asdict(each) | {"tier": each.tier} for each in choice.servers]
+    last = values["servers"][-1]
+    named = ("provider", "distribution", "version", "score", "note", "tier")
+    return values | {name: last[name] for name in named}

@@ -1,15 +1,16 @@
 """Selection: answers each request for a capability with one implementation, chosen once.
 
-The order is: the user's pin; features that a provider has not heard of (refused before it is
-asked); the provider's own verdict; its score. If the best cannot be built, the next is taken.
+The order is: the user's denials and pins; a plan file; features that a provider has not heard of
+(refused before it is asked); the provider's own verdict; its score. If the best cannot be built,
+or computes something else than the reference, the next is taken.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from chiplet.api import (
     AttentionImpl,
@@ -25,8 +26,6 @@ from chiplet.api import (
     OpImpl,
     OpRequest,
     Topology,
-    Verdict,
-    Yes,
 )
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.config import DeviceOptions
@@ -39,11 +38,15 @@ from chiplet.plugins.candidates import (
     operation_of,
     summary_of,
 )
+from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.device import ChosenDevice
 from chiplet.plugins.discovery import normalized
-from chiplet.plugins.pins import parse_pins
-from chiplet.plugins.plan import Choice, Rejection, SelectionPlan
+from chiplet.plugins.dispatch import SizedLinear, sized_op
+from chiplet.plugins.pins import parse_denials, parse_pins
+from chiplet.plugins.plan import Choice, SelectionPlan
+from chiplet.plugins.plan_lock import PlanLock
 from chiplet.plugins.plugin_set import PluginSet
+from chiplet.plugins.request_key import request_key
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +56,45 @@ HOT_OPERATIONS = frozenset(
 )
 
 
+CheckedRequest = AttentionRequest | LinearRequest | OpRequest
+"""What a judge can compare; a group of ranks it cannot."""
+
+
+class Judge(Protocol):
+    """Compares an implementation with the reference; see `chiplet.plugins.self_check`."""
+
+    def compare(self, request: CheckedRequest, impl: Any, reference: Any) -> str:
+        """What is wrong with the implementation, or an empty text. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An implementation in use.
+
+    Attributes:
+        seat: who made it, for calls of which size.
+        is_pinned: the user chose it.
+    """
+
+    request: Request
+    seat: Seat
+    impl: Any
+    is_pinned: bool
+
+    @property
+    def operation(self) -> str:
+        """The operation as `--use` names it."""
+        return operation_of(self.request)
+
+
 @dataclass(slots=True)
 class _Binding:
     """The answer to a request; `num_uses` grows with every layer that asks."""
 
     impl: Any
     choice: Choice
+    parts: tuple[Bound, ...]
     num_uses: int = 0
 
 
@@ -71,16 +107,27 @@ class Selector:
         chosen: ChosenDevice,
         options: DeviceOptions,
         topology: Topology = ONE_PROCESS,
+        *,
+        judge: Judge | None = None,
     ) -> None:
         """Ask every plugin for its providers.
 
+        Args:
+            plugin_set: who is asked.
+            chosen: the device.
+            options: pins, denials, plan file and strictness.
+            topology: where the ranks are.
+            judge: compares what is chosen with the reference; None to trust everybody.
+
         Raises:
-            ConfigError: a pin is malformed, or two plugins offer a provider of the same name.
-            PluginError: a pin names a provider that nobody offers.
+            ConfigError: a pin or denial is malformed, the plan file is damaged, or two plugins
+                offer a provider of the same name.
+            PluginError: a pin or denial names a provider that nobody offers.
         """
+        self._plugin_set = plugin_set
         self._chosen = chosen
         self._is_strict = options.strict
-        self._is_reference_platform = chosen.plugin_name == plugin_set.reference.distribution
+        self._judge = judge
         self._candidates = gather_candidates(
             plugin_set,
             chosen.probe,
@@ -89,11 +136,14 @@ class Selector:
         )
         self._context = build_context(chosen.platform, self._candidates)
         self._pins = parse_pins(options)
+        self._denials = parse_denials(options, self._pins)
+        self._lock = self._open_lock(options)
         self._bindings: dict[Request, _Binding] = {}
+        self._known: set[Request] = set()
         self._warned: set[str] = set()
         self._is_sealed = False
-        for key, provider in self._pins.providers.items():
-            self._check_pin(key, provider)
+        for key, provider in [*self._pins.providers.items(), *self._denials.reasons]:
+            self._check_name(key, provider)
 
     def attention(self, request: AttentionRequest) -> AttentionImpl:
         """The implementation that serves a group of layers."""
@@ -115,13 +165,23 @@ class Selector:
         """The collectives of a group of ranks."""
         return self._answer(request)
 
+    def check_plan_file(self) -> None:
+        """Refuse to go on where choices made so far are not those of the plan file.
+
+        Raises:
+            ConfigError: with every difference.
+        """
+        if self._lock is not None:
+            self._lock.check(is_complete=False)
+
     def seal(self) -> None:
         """End selection: a request not answered before is refused from now on.
 
         Raises:
-            ConfigError: a pin applied to nothing.
+            ConfigError: a pin applied to nothing, or the plan file cannot be followed.
         """
         self._is_sealed = True
+        self._known.update(self._bindings)
         for key in self._pins.unused():
             asked = sorted({operation_of(request) for request in self._bindings})
             raise ConfigError(
@@ -129,6 +189,8 @@ class Selector:
                 f"this model: {', '.join(asked)}.",
                 remedy="Correct or remove the pin.",
             )
+        if self._lock is not None:
+            self._lock.check(is_complete=True)
 
     def plan(self) -> SelectionPlan:
         """Every choice made so far."""
@@ -136,9 +198,35 @@ class Selector:
         return SelectionPlan(
             self._chosen.label,
             self._chosen.probe.name,
-            self._chosen.plugin_name,
+            *self._platform_identity(),
             tuple(replace(each.choice, num_uses=each.num_uses) for each in bindings),
         )
+
+    def bound(self) -> tuple[Bound, ...]:
+        """Every implementation in use."""
+        return tuple(part for binding in self._bindings.values() for part in binding.parts)
+
+    def demote(self, failed: Bound, reason: str) -> None:
+        """Take an implementation out; its request is answered anew when it is asked again.
+
+        Whoever holds the old one must be made anew: uses are counted from zero.
+
+        Raises:
+            PluginError: the user pinned it, or nobody else serves the request.
+        """
+        name = failed.seat.candidate.name
+        if failed.is_pinned:
+            raise PluginError(
+                f"{failed.operation} is pinned to '{name}', which failed: {reason}.",
+                remedy="Remove the pin, so that another may serve.",
+            )
+        self._denials.reasons[failed.operation, name] = reason
+        for request, binding in list(self._bindings.items()):
+            binding.num_uses = 0
+            if operation_of(request) == failed.operation and any(
+                part.seat.candidate.name == name for part in binding.parts
+            ):
+                self._bindings[request] = self._select(request)
 
     def _answer(self, request: Request) -> Any:
         binding = self._bindings.get(request)
@@ -150,29 +238,75 @@ class Selector:
         return binding.impl
 
     def _select(self, request: Request) -> _Binding:
-        """The best implementation that can be built.
+        """The best implementation that can be built and computes what the reference does.
 
         Raises:
-            PluginError: the pinned provider refuses or cannot be built.
+            PluginError: the pinned provider refuses or fails, or nobody serves the request.
             ConfigError: only a reference kernel is left for a hot operation, and `strict` is set.
         """
+        contest = self._open_contest(request)
+        while True:
+            basis, seats = self._seats(contest)
+            if not seats:
+                raise contest.refusal()
+            if all(self._is_sound(contest, seat.candidate) for seat in seats):
+                break
+        if contest.pin is None and any(seat.candidate.plugin.is_core for seat in seats):
+            self._mind_reference(contest.operation)
+        parts = tuple(
+            Bound(request, seat, contest.impls[seat.candidate.name], contest.pin is not None)
+            for seat in seats
+        )
+        return _Binding(_joined(request, parts), _choice(contest, seats, basis), parts)
+
+    def _open_contest(self, request: Request) -> Contest:
         operation = operation_of(request)
-        candidates = self._candidates[operation.partition("/")[0]]
-        pin = self._pins.find(operation)
-        verdicts = [(each, each.assess(request)) for each in candidates]
-        for candidate, verdict in _ranked(verdicts, pin):
-            try:
-                impl = candidate.provider.build(request, self._context)
-            except Exception as error:
-                text = f"build raised {type(error).__name__}: {error}"
-                logger.warning("%s: provider %s: %s", operation, candidate.name, text)
-                failure = No.because("build", text)
-                verdicts = [(c, failure if c is candidate else v) for c, v in verdicts]
-                continue
-            if pin is None and candidate.plugin.is_core:
-                self._mind_reference(operation)
-            return _Binding(impl, _choice(request, (candidate, verdict), verdicts, pin))
-        raise _refusal(request, verdicts, pin)
+        contest = Contest(request, self._pins.find(operation), {})
+        for candidate in self._candidates[operation.partition("/")[0]]:
+            denial = self._denials.find(operation, candidate.name)
+            verdict = No.because("denied", denial) if denial else candidate.assess(request)
+            contest.verdicts[candidate.name] = (candidate, verdict)
+        return contest
+
+    def _seats(self, contest: Contest) -> tuple[str, tuple[Seat, ...]]:
+        """What decides, and the table of who serves which sizes."""
+        if self._lock is not None:
+            seats = self._lock.seats(contest, request_key(contest.request))
+            if seats:
+                return "plan file", seats
+        return "score" if contest.pin is None else "pin", contest.seats_by_score()
+
+    def _is_sound(self, contest: Contest, candidate: Candidate) -> bool:
+        """Build a candidate's implementation and compare it; False if it was refused for it."""
+        name, operation = candidate.name, contest.operation
+        if name in contest.impls:
+            return True
+        try:
+            impl = candidate.provider.build(contest.request, self._context)
+        except Exception as error:
+            text = f"build raised {type(error).__name__}: {error}"
+            logger.warning("%s: provider %s: %s", operation, name, text)
+            contest.refuse(name, No.because("build", text))
+            return False
+        fault, contest.checks[name] = self._compared(contest, candidate, impl)
+        if fault:
+            text = f"self-check: {fault}"
+            logger.warning("%s: provider %s is not used; %s", operation, name, text)
+            contest.refuse(name, No.because("self-check", text))
+            return False
+        contest.impls[name] = impl
+        return True
+
+    def _compared(self, contest: Contest, candidate: Candidate, impl: Any) -> tuple[str, str]:
+        """What is wrong with an implementation, and the outcome in a word."""
+        if candidate.plugin.is_core:
+            return "", "is the reference"
+        # A group of ranks is joined by its one communicator; a second would wait for the others.
+        if self._judge is None or isinstance(contest.request, CommunicationRequest):
+            return "", "not run"
+        reference = self._context.reference(contest.request)
+        fault = self._judge.compare(contest.request, impl, reference)
+        return fault, "" if fault else "equal"
 
     def _mind_reference(self, operation: str) -> None:
         """Warn, once per operation, that core's own kernel serves a hot operation."""
@@ -185,93 +319,54 @@ class Selector:
                 f"{operation} would be served by a slow reference kernel, and --strict is set.",
                 remedy=f"See 'chiplet explain' for why, or pin it: --use {operation}=reference.",
             )
-        if not self._is_reference_platform:
+        if self._chosen.plugin_name != self._plugin_set.reference.distribution:
             logger.warning(
                 "%s is served by a slow reference kernel; 'chiplet explain' says why", operation
             )
 
-    def _check_pin(self, key: str, provider: str) -> None:
+    def _check_name(self, key: str, provider: str) -> None:
         family = key.partition("/")[0]
         names = sorted(each.name for each in self._candidates[family])
         if provider not in names:
             raise PluginError(
-                f"Pin '{key}={provider}': there is no {family} provider '{provider}' for device "
+                f"'{key}={provider}': there is no {family} provider '{provider}' for device "
                 f"{self._chosen.label}; there are: {', '.join(names)}.",
                 remedy="Correct the name, or see 'chiplet doctor' for plugins that did not load.",
             )
 
+    def _open_lock(self, options: DeviceOptions) -> PlanLock | None:
+        if options.plan_lock is None:
+            return None
+        device_type = self._chosen.probe.device_type
+        return PlanLock.open(Path(options.plan_lock), (device_type, *self._platform_identity()))
 
-def _ranked(
-    verdicts: Sequence[tuple[Candidate, Verdict]], pin: str | None
-) -> list[tuple[Candidate, Yes]]:
-    """Candidates that may serve, best first; only the pinned one if there is a pin."""
-    willing = [
-        (candidate, verdict)
-        for candidate, verdict in verdicts
-        if isinstance(verdict, Yes) and pin in (None, candidate.name)
-    ]
-    # Sorting is stable: of equal scores, the one found first stays first.
-    return sorted(willing, key=lambda pair: -pair[1].score)
+    def _platform_identity(self) -> tuple[str, str]:
+        """Distribution and version of the platform plugin."""
+        name = self._chosen.plugin_name
+        version = next(
+            each.version for each in self._plugin_set.loaded if each.distribution == name
+        )
+        return name, version
 
 
-def _choice(
-    request: Request,
-    winner: tuple[Candidate, Yes],
-    verdicts: Sequence[tuple[Candidate, Verdict]],
-    pin: str | None,
-) -> Choice:
-    candidate, verdict = winner
+def _joined(request: Request, parts: tuple[Bound, ...]) -> Any:
+    """One implementation of all parts."""
+    if len(parts) == 1:
+        return parts[0].impl
+    rows = [(part.seat.max_tokens, part.impl) for part in parts]
+    return SizedLinear(rows) if isinstance(request, LinearRequest) else sized_op(rows)
+
+
+def _choice(contest: Contest, seats: tuple[Seat, ...], basis: str) -> Choice:
+    checks = {contest.checks[seat.candidate.name] for seat in seats}
     return Choice(
-        operation=operation_of(request),
-        request=summary_of(request),
+        operation=contest.operation,
+        request=summary_of(contest.request),
+        key=request_key(contest.request),
         num_uses=0,
-        provider=candidate.name,
-        distribution=candidate.plugin.distribution,
-        version=candidate.plugin.version,
-        score=verdict.score,
-        note=verdict.note,
-        is_pinned=pin is not None,
-        rejections=tuple(
-            _rejection(request, each, other, verdict.score, is_pinned=pin is not None)
-            for each, other in verdicts
-            if each is not candidate
-        ),
-    )
-
-
-def _rejection(
-    request: Request, loser: Candidate, verdict: Verdict, winning_score: int, *, is_pinned: bool
-) -> Rejection:
-    if isinstance(verdict, No):
-        return Rejection(loser.name, _texts(verdict))
-    sign = "<" if verdict.score < winning_score else "=" if verdict.score == winning_score else ">"
-    reason = f"score {verdict.score} {sign} {winning_score}"
-    if is_pinned:
-        reason = f"score {verdict.score}, another is pinned"
-    elif verdict.score == winning_score:
-        reason += ", found later"
-    return Rejection(loser.name, (reason,), f"--use {operation_of(request)}={loser.name}")
-
-
-def _refusal(
-    request: Request, verdicts: Sequence[tuple[Candidate, Verdict]], pin: str | None
-) -> PluginError:
-    operation = operation_of(request)
-    willing = ", ".join(each.name for each, verdict in verdicts if isinstance(verdict, Yes))
-    refused = [
-        f"{each.name}: {'; '.join(_texts(verdict))}"
-        for each, verdict in verdicts
-        if isinstance(verdict, No) and pin in (None, each.name)
-    ]
-    what = f"Pin '{operation}={pin}' cannot be kept" if pin else f"Nobody serves {operation}"
-    return PluginError(
-        f"{what} ({summary_of(request)}). {' | '.join(refused)}.",
-        remedy=f"Providers that serve it: {willing or 'none'}.",
-    )
-
-
-def _texts(verdict: No) -> tuple[str, ...]:
-    return tuple(
-        f"{reason.text} ({reason.hint})" if reason.hint else reason.text
-        for reason in verdict.reasons
+        servers=tuple(seat.server() for seat in seats),
+        is_pinned=contest.pin is not None,
+        rejections=contest.rejections(seats),
+        basis=basis,
+        check=", ".join(sorted(checks)),
     )

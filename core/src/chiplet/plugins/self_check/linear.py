@@ -1,0 +1,46 @@
+"""A small call of a linear layer in its true size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from chiplet.api import LinearImpl, LinearRequest, LinearWeights
+from chiplet.layers.context import torch_dtype
+from chiplet.reference.quantization import random_weights
+
+_TOKENS = (1, 7)
+_DISTINCT_ROWS = 251
+"""Random numbers for all rows of a large layer would take longer than the rest of the check; a
+prime number of rows, repeated, still shows a block that is out of place."""
+
+
+def run_linear(request: LinearRequest, impl: LinearImpl, device: torch.device) -> Sequence[Tensor]:
+    """Results of one token and of a few, always of the same numbers."""
+    random = torch.Generator().manual_seed(1)
+    k, dtype = request.in_features, torch_dtype(request.dtype)
+    x = torch.randn(max(_TOKENS), k, generator=random).to(dtype).to(device)
+    packed = impl.pack(_moved(_weights(request, random), device))
+    return [impl.run(x[:count], packed) for count in _TOKENS]
+
+
+def _weights(request: LinearRequest, random: torch.Generator) -> LinearWeights:
+    k, n, dtype = request.in_features, request.out_features, torch_dtype(request.dtype)
+    bias = torch.randn(n, generator=random).to(dtype) if request.has_bias else None
+    if request.scheme is not None:
+        return replace(random_weights(request.scheme, (n, k), random, k**-0.5), bias=bias)
+    some = (torch.randn(min(n, _DISTINCT_ROWS), k, generator=random) / k**0.5).to(dtype)
+    weight = some.repeat(-(-n // len(some)), 1)[:n].contiguous()
+    return LinearWeights(scheme=None, weight=weight, bias=bias)
+
+
+def _moved(weights: LinearWeights, device: torch.device) -> LinearWeights:
+    tensors = {
+        each.name: value.to(device)
+        for each in fields(weights)
+        if isinstance(value := getattr(weights, each.name), Tensor)
+    }
+    return replace(weights, **tensors)

@@ -1,0 +1,100 @@
+"""The comparison at start passes the reference and finds what is wrong, for every family."""
+
+import pytest
+import torch
+
+from chiplet.api import BuildContext, Dtype, LinearRequest, Op, OpRequest
+from chiplet.plugins.self_check import SelfCheck
+from chiplet.reference.attention import ReferenceAttention
+from chiplet.reference.linear import ReferenceLinear
+from chiplet.reference.ops import ReferenceOps
+from chiplet.reference.platform import ReferencePlatform
+from tests.unit.plugins.test_selection import attention_request
+
+CONTEXT = BuildContext(ReferencePlatform())
+CHECK = SelfCheck(ReferencePlatform())
+LINEAR = LinearRequest(
+    role="o_proj", in_features=64, out_features=600, dtype=Dtype.BFLOAT16, has_bias=True
+)
+ATTENTION = [attention_request(), attention_request(group="window", window=4)]
+OPS = [OpRequest(op=op, dtype=dtype) for op in Op for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)]
+
+
+def reference(request):
+    if isinstance(request, LinearRequest):
+        return ReferenceLinear().build(request, CONTEXT)
+    if isinstance(request, OpRequest):
+        return ReferenceOps().build(request, CONTEXT)
+    return ReferenceAttention().build(request, CONTEXT)
+
+
+@pytest.mark.parametrize("request_", [LINEAR, *ATTENTION, *OPS], ids=str)
+def test_the_reference_is_equal_to_itself(request_):
+    assert CHECK.compare(request_, reference(request_), reference(request_)) == ""
+
+
+class Wrapped:
+    """An implementation that spoils what another computes."""
+
+    def __init__(self, inner, spoil):
+        self.inner, self.spoil = inner, spoil
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def run(self, *arguments):
+        return self.spoil(self.inner.run(*arguments))
+
+    def __call__(self, *arguments):
+        result = self.inner(*arguments)
+        return tuple(map(self.spoil, result)) if isinstance(result, tuple) else self.spoil(result)
+
+
+def shifted(tensor):
+    return tensor.roll(1, dims=0) + 1
+
+
+def one_wrong(tensor):
+    spoilt = tensor.clone()
+    spoilt.view(-1)[-1] += 7
+    return spoilt
+
+
+def not_finite(tensor):
+    return tensor / 0
+
+
+@pytest.mark.parametrize("request_", [LINEAR, *ATTENTION, *OPS], ids=str)
+def test_wrong_numbers_are_found(request_):
+    wrong = Wrapped(reference(request_), shifted)
+    assert CHECK.compare(request_, wrong, reference(request_))
+
+
+@pytest.mark.parametrize("spoil", [one_wrong, not_finite, lambda x: x.half(), lambda x: x[:, :-1]])
+@pytest.mark.parametrize("request_", [LINEAR, ATTENTION[0]], ids=str)
+def test_small_faults_are_found(request_, spoil):
+    assert CHECK.compare(request_, Wrapped(reference(request_), spoil), reference(request_))
+
+
+def test_stray_writes_into_the_cache_are_found():
+    class Strays:
+        def __init__(self, inner):
+            self.layouts, self.plan, self.inner = inner.layouts, inner.plan, inner
+
+        def run(self, q, k, v, kv, plan):
+            out = self.inner.run(q, k, v, kv, plan)
+            kv[1, :, -1] = 3
+            return out
+
+    request = ATTENTION[0]
+    assert "differs" in CHECK.compare(request, Strays(reference(request)), reference(request))
+
+
+def test_one_that_raises_or_gives_too_much():
+    def raises(*arguments):
+        raise torch.OutOfMemoryError("too large")
+
+    request = OpRequest(op=Op.SILU_MUL, dtype=Dtype.FLOAT32)
+    assert "too large" in CHECK.compare(request, raises, reference(request))
+    twice = Wrapped(lambda x: (x, x), lambda x: x)
+    assert "gave 2 results" in CHECK.compare(request, twice, reference(request))
