@@ -57,7 +57,7 @@ HOT_OPERATIONS = frozenset(
 
 
 CheckedRequest = AttentionRequest | LinearRequest | OpRequest
-"""What a judge can compare; a group of ranks it cannot."""
+"""What a judge can compare; mixtures of experts and groups of ranks it cannot."""
 
 
 class Judge(Protocol):
@@ -301,11 +301,12 @@ class Selector:
         """What is wrong with an implementation, and the outcome in a word."""
         if candidate.plugin.is_core:
             return "", "is the reference"
-        # A group of ranks is joined by its one communicator; a second would wait for the others.
-        if self._judge is None or isinstance(contest.request, CommunicationRequest):
+        # Not of communicators: a second one would wait for the other ranks.
+        request = contest.request
+        if self._judge is None or isinstance(request, CommunicationRequest | MoeRequest):
             return "", "not run"
-        reference = self._context.reference(contest.request)
-        fault = self._judge.compare(contest.request, impl, reference)
+        reference = self._context.reference(request)
+        fault = self._judge.compare(request, impl, reference)
         return fault, "" if fault else "equal"
 
     def _mind_reference(self, operation: str) -> None:
