@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch
+from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengths
 from chiplet.layers.context import torch_dtype
 
 _LENGTHS = (5, 37)
@@ -58,7 +58,7 @@ def _batch(
     spans = list(zip(starts, lengths, strict=True))
     positions = [torch.arange(start, start + length) for start, length in spans]
     rows = [
-        table[index].long()[at // page_size] * page_size + at % page_size
+        table[index][at // page_size] * page_size + at % page_size
         for index, at in enumerate(positions)
     ]
     query_starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -67,11 +67,10 @@ def _batch(
         num_decodes=sum(length == 1 for length in lengths),
         token_ids=torch.zeros(sum(lengths), dtype=torch.int32, device=device),
         positions=torch.cat(positions).int().to(device),
-        kv_rows=torch.cat(rows).to(device),
+        kv_rows=torch.cat(rows).int().to(device),
         query_starts=torch.from_numpy(query_starts).to(device),
         kv_lengths=torch.from_numpy(kv_lengths).to(device),
         page_table=table.to(device),
-        logit_rows=torch.from_numpy(query_starts[1:] - 1).long().to(device),
-        query_lengths_host=np.array(lengths, np.int32),
-        kv_lengths_host=kv_lengths,
+        logit_rows=torch.from_numpy(query_starts[1:] - 1).to(device),
+        lengths_host=HostLengths(np.array(lengths, np.int32), kv_lengths),
     )
