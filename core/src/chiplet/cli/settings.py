@@ -165,8 +165,13 @@ def from_file(setting: Setting, value: object) -> object:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """'Did you mean ...?' with the closest known word; empty if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    """'Did you mean ...?' with the closest known word; empty if none is close.
+
+    A word that begins as this one does is closer than any that is merely spelled alike.
+    """
+    words = list(known)
+    begun = [each for each in words if word.strip("-/") and each.startswith(word)]
+    close = begun[:1] or difflib.get_close_matches(word, words, n=1)
     return f"Did you mean '{close[0]}'?" if close else ""
 
 
