@@ -21,6 +21,7 @@ from chiplet.formats.quantization.registry import NONE, find_format
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.memory.kv_manager import KvManager
 from chiplet.models.base import CausalLM
+from chiplet.models.own_mappings import large_tensors_in_own_mappings
 from chiplet.models.registry import find_model
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes
 from chiplet.plugins import (
@@ -166,7 +167,8 @@ def _load(parts: _Assembly) -> None:
     if parts.checkpoint.is_dummy:
         fill_with_random(parts.model, dtype=dtype, device=parts.platform.torch_device)
         return
-    with _progress_bar("Loading weights", weight_bytes(parts.model, dtype)) as advance:
+    progress = _progress_bar("Loading weights", weight_bytes(parts.model, dtype))
+    with large_tensors_in_own_mappings(), progress as advance:
         load_weights(
             parts.model,
             parts.checkpoint,
