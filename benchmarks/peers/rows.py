@@ -1,0 +1,210 @@
+"""Rows of the table: what each measures, its unit, and what the machine would allow."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from peers.process import PeerProcess
+
+FIRST_TOKEN_ID, LAST_TOKEN_ID = 1000, 9000
+"""Range of random ids: every usual vocabulary has it, and no special token is in it."""
+
+INPUT_TOKENS = OUTPUT_TOKENS = 128
+LONG_PROMPT = 1024
+PREFIX_REQUESTS, PREFIX_SUFFIX, PREFIX_OUTPUT = 32, 32, 64
+MEMORY_POLL_S = 0.02
+LOAD_LIMIT_S, WORK_LIMIT_S = 300.0, 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of the machine, per second, and of the model, per token; see adapters/peer_limits.py."""
+
+    read_bytes: float
+    bf16_flops: float
+    int8_ops: float
+    layer_weights: int
+    head_weights: int
+    file_weight_bytes: int
+
+    def products_s(self, prompt_tokens: int, output_tokens: int, *, is_file: bool) -> float:
+        """Seconds for the products alone; the head is needed for output tokens only."""
+        operations = 2 * (
+            (prompt_tokens + output_tokens) * self.layer_weights + output_tokens * self.head_weights
+        )
+        return operations / (self.int8_ops if is_file else self.bf16_flops)
+
+
+class Prompts:
+    """Random prompts, new ones at each call."""
+
+    def __init__(self, seed: int) -> None:
+        self._source = random.Random(seed)
+
+    def take(self, num_prompts: int, num_tokens: int) -> list[list[int]]:
+        """So many prompts of so many token ids."""
+        ids = range(FIRST_TOKEN_ID, LAST_TOKEN_ID)
+        return [self._source.choices(ids, k=num_tokens) for _ in range(num_prompts)]
+
+
+Measure = Callable[[PeerProcess, Sequence[Sequence[list[int]]]], float]
+Limit = Callable[[Costs, bool], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kind of work.
+
+    Attributes:
+        groups: how many prompts of how many tokens one measurement needs, in groups.
+        measure: the figure of one peer for such prompts.
+        limit: the best figure that the machine would allow, for a peer that multiplies packed
+            4-bit weights by int8 (True) or bfloat16 by bfloat16 (False); None if there is none.
+        is_fresh: each measurement needs a process of its own, not yet started.
+        shared_tokens: so many tokens of each group's first prompt begin all its prompts.
+    """
+
+    name: str
+    title: str
+    unit: str
+    groups: tuple[tuple[int, int], ...]
+    measure: Measure
+    limit: Limit | None = None
+    is_fresh: bool = False
+    lower_is_better: bool = False
+    shared_tokens: int = 0
+
+    def prompts(self, source: Prompts) -> list[list[list[int]]]:
+        """Fresh prompts for one round; every peer gets the same."""
+        groups = [source.take(*group) for group in self.groups]
+        for group in groups:
+            prefix = group[0][: self.shared_tokens]
+            group[:] = [prefix + prompt[len(prefix) :] for prompt in group]
+        return groups
+
+
+def _start(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
+    peer.start(LOAD_LIMIT_S)
+    peer.generate(groups[0], 1, limit_s=WORK_LIMIT_S)
+    return time.perf_counter() - peer.started_s
+
+
+def _first_token(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
+    return peer.generate(groups[0], 1, limit_s=WORK_LIMIT_S) * 1e3
+
+
+def _decode(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
+    first_s = peer.generate(groups[0], 1, limit_s=WORK_LIMIT_S)
+    total_s = peer.generate(groups[1], OUTPUT_TOKENS, limit_s=WORK_LIMIT_S)
+    return (OUTPUT_TOKENS - 1) / (total_s - first_s)
+
+
+def _prefill(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
+    return LONG_PROMPT / peer.generate(groups[0], 1, limit_s=WORK_LIMIT_S)
+
+
+def _throughput(num_tokens: int) -> Measure:
+    def measure(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
+        seconds = peer.generate(groups[0], num_tokens, limit_s=WORK_LIMIT_S)
+        return len(groups[0]) * num_tokens / seconds
+
+    return measure
+
+
+def _memory(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
+    with peer.watching_memory(MEMORY_POLL_S) as peak:
+        peer.start(LOAD_LIMIT_S)
+        peer.generate(groups[0], OUTPUT_TOKENS, limit_s=WORK_LIMIT_S)
+    return peak.bytes / 2**20
+
+
+def _streams(num_streams: int) -> Row:
+    def limit(costs: Costs, is_file: bool) -> float:
+        prompt, output = num_streams * INPUT_TOKENS, num_streams * OUTPUT_TOKENS
+        return output / costs.products_s(prompt, output, is_file=is_file)
+
+    return Row(
+        name=f"streams-{num_streams}",
+        title=f"{num_streams} streams, {INPUT_TOKENS} in, {OUTPUT_TOKENS} out",
+        unit="tok/s",
+        groups=((num_streams, INPUT_TOKENS),),
+        measure=_throughput(OUTPUT_TOKENS),
+        limit=limit,
+    )
+
+
+def _decode_limit(costs: Costs, is_file: bool) -> float:
+    weights = costs.layer_weights + costs.head_weights
+    return costs.read_bytes / (costs.file_weight_bytes if is_file else 2 * weights)
+
+
+def _prefill_limit(costs: Costs, is_file: bool) -> float:
+    return LONG_PROMPT / costs.products_s(LONG_PROMPT, 0, is_file=is_file)
+
+
+def _prefix_limit(costs: Costs, is_file: bool) -> float:
+    prompt = LONG_PROMPT + PREFIX_REQUESTS * PREFIX_SUFFIX
+    output = PREFIX_REQUESTS * PREFIX_OUTPUT
+    return output / costs.products_s(prompt, output, is_file=is_file)
+
+
+ROWS = (
+    Row(
+        name="start",
+        title="start to first token",
+        unit="s",
+        groups=((1, 16),),
+        measure=_start,
+        is_fresh=True,
+        lower_is_better=True,
+    ),
+    Row(
+        name="first-token",
+        title=f"time to first token, one stream, {INPUT_TOKENS} in",
+        unit="ms",
+        groups=((1, INPUT_TOKENS),),
+        measure=_first_token,
+        lower_is_better=True,
+    ),
+    Row(
+        name="decode",
+        title=f"decode, one stream, {INPUT_TOKENS} in, {OUTPUT_TOKENS} out",
+        unit="tok/s",
+        groups=((1, INPUT_TOKENS), (1, INPUT_TOKENS)),
+        measure=_decode,
+        limit=_decode_limit,
+    ),
+    Row(
+        name="prefill",
+        title=f"prefill, one prompt of {LONG_PROMPT}",
+        unit="tok/s",
+        groups=((1, LONG_PROMPT),),
+        measure=_prefill,
+        limit=_prefill_limit,
+    ),
+    _streams(8),
+    _streams(32),
+    _streams(64),
+    Row(
+        name="prefix",
+        title=f"{PREFIX_REQUESTS} x ({LONG_PROMPT} shared + {PREFIX_SUFFIX} in, "
+        f"{PREFIX_OUTPUT} out)",
+        unit="tok/s",
+        groups=((PREFIX_REQUESTS, LONG_PROMPT + PREFIX_SUFFIX),),
+        measure=_throughput(PREFIX_OUTPUT),
+        limit=_prefix_limit,
+        shared_tokens=LONG_PROMPT,
+    ),
+    Row(
+        name="memory",
+        title=f"peak memory (PSS of all processes), one stream of {INPUT_TOKENS} + {OUTPUT_TOKENS}",
+        unit="MiB",
+        groups=((1, INPUT_TOKENS),),
+        measure=_memory,
+        is_fresh=True,
+        lower_is_better=True,
+    ),
+)
