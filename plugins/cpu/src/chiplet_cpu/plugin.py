@@ -23,10 +23,12 @@ def platform(device: api.DeviceProbe) -> api.Platform:
 
 @api.hookimpl
 def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
-    """Gather pages, then torch's fused attention."""
+    """Blocks of paged keys and values; or gathered pages, then torch's fused attention."""
+    from chiplet_cpu.attention.native import NativeAttentionProvider  # noqa: PLC0415
     from chiplet_cpu.attention.paged import PagedSdpaProvider  # noqa: PLC0415
 
-    return [PagedSdpaProvider()] if device.device_type == "cpu" else []
+    is_mine = device.device_type == "cpu"
+    return [NativeAttentionProvider(), PagedSdpaProvider()] if is_mine else []
 
 
 @api.hookimpl

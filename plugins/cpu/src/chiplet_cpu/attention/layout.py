@@ -1,10 +1,11 @@
-"""KV layout of the CPU plugin: in each page, the tokens of one head lie together."""
+"""KV layouts of the CPU plugin: in each page, the tokens of one head lie together."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from chiplet.api import KvSpec
+from chiplet.api import Dtype, KvSpec
 
 
 class HeadsInPageLayout:
@@ -31,3 +32,59 @@ class HeadsInPageLayout:
     def from_canonical(self, canonical: Tensor, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> None:
         """Copy pages in. Mutates: `kv`."""
         kv[page_ids] = canonical.transpose(2, 3)
+
+
+class WordsInPageLayout:
+    """The order that `kernels/attention.h` multiplies in, by 32-bit words.
+
+    P elements share a word: 2 of 16 bits, or one float32. Of each page come keys, then values; of
+    each head come keys as `[head_dim / P, page_size, P]`, or values as `[page_size / P, head_dim,
+    P]`. The tensor's shape counts the same elements without their order.
+    """
+
+    name = "words-in-page"
+
+    def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
+        """Shape of all pages of one layer."""
+        return (num_pages, 2, spec.num_kv_heads, spec.page_size, spec.head_dim)
+
+    def page_bytes(self, spec: KvSpec) -> int:
+        """Bytes of one page of one layer."""
+        return 2 * spec.num_kv_heads * spec.page_size * spec.head_dim * spec.dtype.size_bytes
+
+    def to_canonical(self, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> Tensor:
+        """Copy pages out."""
+        pages = kv[page_ids]
+        shape = (len(page_ids), 2, spec.page_size, spec.num_kv_heads, spec.head_dim)
+        canonical = torch.empty(shape, dtype=kv.dtype)
+        for words, tokens in _in_words(pages, canonical, spec):
+            tokens.copy_(words)
+        return canonical
+
+    def from_canonical(self, canonical: Tensor, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> None:
+        """Copy pages in. Mutates: `kv`."""
+        pages = torch.empty(self.shape(spec, len(page_ids)), dtype=kv.dtype)
+        for words, tokens in _in_words(pages, canonical, spec):
+            words.copy_(tokens)
+        kv[page_ids] = pages
+
+
+def _in_words(
+    pages: Tensor, canonical: Tensor, spec: KvSpec
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Keys, then values: views of the pages and of their canonical form, element for element."""
+    per_word = elements_per_word(spec.dtype)
+    head_words, page_words = spec.head_dim // per_word, spec.page_size // per_word
+    shape = (len(pages), spec.num_kv_heads)
+    keys = pages[:, 0].view(*shape, head_words, spec.page_size, per_word)
+    values = pages[:, 1].view(*shape, page_words, spec.head_dim, per_word)
+    tokens = canonical.permute(1, 0, 3, 2, 4)  # [2, n, num_kv_heads, page_size, head_dim]
+    return (
+        (keys, tokens[0].unflatten(3, (-1, per_word)).transpose(2, 3)),
+        (values, tokens[1].unflatten(2, (-1, per_word)).transpose(3, 4)),
+    )
+
+
+def elements_per_word(dtype: Dtype) -> int:
+    """Elements of a type in 32 bits."""
+    return 4 // dtype.size_bytes

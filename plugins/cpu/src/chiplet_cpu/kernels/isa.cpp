@@ -14,6 +14,7 @@ namespace CHIPLET_ISA {
 
 #include "vec.h"
 
+#include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
 #include "sampling.h"
@@ -21,6 +22,7 @@ namespace CHIPLET_ISA {
 extern const Kernels table;
 const Kernels table = {
     CHIPLET_STRING(CHIPLET_ISA), rms_norm, rotary, silu_mul, sample, linear, widen_rows,
+    attend, join_parts, write_kv,
 };
 
 }  // namespace CHIPLET_ISA

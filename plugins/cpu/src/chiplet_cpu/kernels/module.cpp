@@ -1,6 +1,7 @@
 // The functions that native.py shows to the rest of the plugin. Tensors come as addresses, sizes
 // and strides, so that no version of torch is linked.
 #include "binding.h"
+#include "calls.h"
 #include "dispatch.h"
 #include "pool.h"
 #include "table.h"
@@ -77,6 +78,47 @@ void linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t codi
   });
 }
 
+void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
+               int64_t q_head_stride, void* k, int64_t k_row_stride, int64_t k_head_stride, void* v,
+               int64_t v_row_stride, int64_t v_head_stride, void* kv, void* kv_rows,
+               void* query_starts, void* kv_lengths, void* page_table, int64_t table_stride,
+               int64_t num_tokens, int64_t num_requests, int64_t num_kv_heads, int64_t group,
+               int64_t head_dim, int64_t page_size, int64_t window, double scale, void* out) {
+  auto type = (Dtype)dtype, kv_type = (Dtype)kv_dtype;
+  KvWriteArgs write{k,
+                    v,
+                    kv,
+                    (int32_t*)kv_rows,
+                    k_row_stride,
+                    k_head_stride,
+                    v_row_stride,
+                    v_head_stride,
+                    num_kv_heads,
+                    head_dim,
+                    page_size,
+                    type,
+                    kv_type};
+  AttentionArgs a{q,
+                  kv,
+                  out,
+                  nullptr,
+                  (int32_t*)query_starts,
+                  (int32_t*)kv_lengths,
+                  (int32_t*)page_table,
+                  q_row_stride,
+                  q_head_stride,
+                  table_stride,
+                  num_kv_heads,
+                  group,
+                  head_dim,
+                  page_size,
+                  window,
+                  (float)scale,
+                  type,
+                  kv_type};
+  calls::attention(a, write, num_tokens, num_requests);
+}
+
 PyMethodDef g_methods[] = {
     binding::method<num_isas>("num_isas"),
     binding::method<isa_name>("isa_name"),
@@ -89,6 +131,7 @@ PyMethodDef g_methods[] = {
     binding::method<silu_mul>("silu_mul"),
     binding::method<sample>("sample"),
     binding::method<linear>("linear"),
+    binding::method<attention>("attention"),
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -59,6 +59,39 @@ struct WidenArgs {
   int64_t stride, width;
 };
 
+struct AttentionArgs {
+  const void* q;  // [tokens, heads, head_dim]
+  const void* kv;  // [pages, 2, num_kv_heads, words of a head]; see attention.h
+  void* out;      // [tokens, heads, head_dim], contiguous
+  float* parts;   // [parts, kAttentionRows, 2 + head_dim]: peak, total, weighted values
+  const int32_t *query_starts, *kv_lengths, *page_table;
+  int64_t q_row_stride, q_head_stride, table_stride;
+  int64_t num_kv_heads, group, head_dim, page_size;
+  int64_t window;  // 0: all
+  float scale;
+  Dtype dtype, kv_dtype;
+};
+
+constexpr int kAttentionRows = 96;
+
+// Some query rows (token * group + head) of one request and key head, against some of its tokens.
+// For `join_parts`, kv_end is how many parts there are, beginning with `part`.
+struct AttentionItem {
+  int64_t request, head, first_row;
+  int num_rows;
+  int part;  // -1: the only one, which writes the result
+  int64_t kv_begin, kv_end;
+};
+
+struct KvWriteArgs {
+  const void *k, *v;  // [tokens, num_kv_heads, head_dim]
+  void* kv;
+  const int32_t* kv_rows;
+  int64_t k_row_stride, k_head_stride, v_row_stride, v_head_stride;
+  int64_t num_kv_heads, head_dim, page_size;
+  Dtype dtype, kv_dtype;
+};
+
 struct Kernels {
   const char* name;
   void (*rms_norm)(Dtype, const NormArgs&, int64_t begin, int64_t end);
@@ -67,6 +100,9 @@ struct Kernels {
   void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
   void (*linear)(Dtype, const LinearArgs&, int64_t begin, int64_t end);  // panels
   void (*widen_rows)(Dtype, const WidenArgs&, int64_t begin, int64_t end);
+  void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
+  void (*join_parts)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
+  void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);
 };
 
 // The table in use. Chosen when the library is loaded: the best that the processor has.
