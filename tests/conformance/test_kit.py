@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from chiplet.testing.conformance.guards import GUARD_BYTES, GuardedBuffer
 from chiplet.testing.conformance.package_cases import package_cases
 from chiplet.testing.conformance.report import Report
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
-from tests.conformance.wrong_providers import ATTENTION, LINEAR, OPS, Wrong
+from tests.conformance.wrong_providers import ATTENTION, LINEAR, MOE, OPS, Wrong
 
 QUICK = all_cases(quick=True)
+FAMILIES = {"attention": ATTENTION, "linear": LINEAR, "moe": MOE, "ops": OPS}
 WRONG = [
     pytest.param(family, provider, id=f"{family}-{name.replace(' ', '-')}")
-    for family, providers in (("attention", ATTENTION), ("linear", LINEAR), ("ops", OPS))
+    for family, providers in FAMILIES.items()
     for name, provider in providers.items()
 ]
 
@@ -52,10 +54,11 @@ def test_a_wrong_provider_is_caught_by_the_quick_tier(context, family, provider)
     outcomes = (run_case(case, checked) for case in QUICK if case.family == family)
     failure = next((each for each in outcomes if each.status is Status.FAILED), None)
     assert failure is not None
-    assert failure.detail
+    assert re.search(provider.caught, failure.detail), failure.detail
+    assert failure.detail.startswith("raised") == provider.caught.startswith("raised")
 
 
-@pytest.mark.parametrize("family", ["attention", "linear", "ops", "platform"])
+@pytest.mark.parametrize("family", [*FAMILIES, "platform"])
 def test_the_reference_passes_the_quick_tier(family):
     subjects = find_subjects(DeviceOptions(device="reference"))
     pairs = [each for each in pair(QUICK, subjects) if each[0].family == family]
@@ -140,7 +143,7 @@ def test_a_smaller_supported_set_is_lost(tmp_path, context):
         small = request.head_dim <= 16
         return Yes(Tier.GENERIC) if small else No.because("head_dim", f"{request.head_dim}")
 
-    fewer = outcomes_of(Wrong(PlainAttention, only_small), context)
+    fewer = outcomes_of(Wrong(PlainAttention, verdict=only_small), context)
     lost = snapshot.lost(path, fewer, provider=None)
     assert lost
     assert all(each.startswith("wrong: attention") for each in lost)
@@ -153,9 +156,11 @@ def test_a_smaller_supported_set_is_lost(tmp_path, context):
 def test_the_page_shows_failures_and_reasons_as_text(context):
     outcomes = outcomes_of(ATTENTION["ignored scale"], context)
     outcomes += outcomes_of(
-        Wrong(PlainAttention, lambda request: No.because("shape", "<b>none</b>")), context
+        Wrong(PlainAttention, verdict=lambda request: No.because("shape", "<b>none</b>")), context
     )
-    report = Report(device="cpu:0", tier="quick", outcomes=outcomes, seconds=1.0, lost=["x: y"])
+    report = Report(
+        device="cpu:0", tier="quick", outcomes=outcomes, num_planned=99, seconds=1.0, lost=["x: y"]
+    )
     page = report.to_html()
     assert not report.is_green
     assert report.to_json()["badge"]["color"] == "red"

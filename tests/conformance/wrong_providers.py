@@ -6,20 +6,25 @@ from dataclasses import replace
 
 import torch
 
-from chiplet.api import Feature, No, Op, Tier, Yes
+from chiplet.api import Activations, Coding, Feature, Granularity, No, Op, Tier, Yes
 from chiplet.reference.attention import CanonicalLayout, PlainAttention
-from chiplet.reference.linear import PlainLinear
+from chiplet.reference.linear import DequantizingLinear, PlainLinear
+from chiplet.reference.moe import PlainMoe
 from chiplet.reference.ops import REFERENCE_OPS
 
 
 class Wrong:
-    """Says Yes to everything and builds with a function."""
+    """Says Yes to everything and builds with a function.
+
+    `caught` is what the kit must say of it, so that no fault hides behind another one, like a
+    crash of the wrong provider itself.
+    """
 
     name = "wrong"
     accepts = frozenset(Feature)
 
-    def __init__(self, build, verdict=None):
-        self.make, self.verdict = build, verdict
+    def __init__(self, build, caught="error|NaN in the result", verdict=None):
+        self.make, self.caught, self.verdict = build, caught, verdict
 
     def assess(self, request):
         return self.verdict(request) if self.verdict else Yes(Tier.GENERIC)
@@ -47,7 +52,7 @@ class StrayWrite(PlainAttention):
 
     def run(self, q, k, v, kv, plan):
         out = super().run(q, k, v, kv, plan)
-        used = {int(page) for each in plan.requests for page in each[3]}
+        used = {int(page) for each in plan.requests for page in each[2]}
         free = next(page for page in range(kv.shape[0]) if page not in used)
         kv[free, 0, 0] = 1
         return out
@@ -65,17 +70,16 @@ class ReadsUnwritten(PlainAttention):
 
     def run(self, q, k, v, kv, plan):
         out = super().run(q, k, v, kv, plan)
-        for start, length, kv_length, pages in plan.requests:
-            beyond = kv[pages, 1].flatten(0, 1)[kv_length:]
-            if len(beyond):
-                out[start : start + length] += (0 * beyond.sum()).to(out.dtype)
+        for rows, is_own, pages in plan.requests:
+            values = kv[pages, 1].flatten(0, 1)
+            out[rows] += (0 * values.sum() * is_own[:, None, None]).to(out.dtype)
         return out
 
 
 class SortedPages(PlainAttention):
     def plan(self, batch, layout):
         plan = super().plan(batch, layout)
-        requests = tuple((*each[:3], each[3].sort().values) for each in plan.requests)
+        requests = tuple((*each[:2], each[2].sort().values) for each in plan.requests)
         return replace(plan, requests=requests)
 
 
@@ -96,9 +100,9 @@ class AssumesContiguousQueries(PlainAttention):
 class SeesTheFuture(PlainAttention):
     """Masks nothing of what the cache holds."""
 
-    def _attend(self, q, keys, values):
-        rows = [super(SeesTheFuture, self)._attend(row[None], keys, values) for row in q]
-        return torch.cat(rows)
+    def _attend(self, q, keys, values, positions, is_own):
+        last = torch.full_like(positions, int(positions.max()))
+        return super()._attend(q, keys, values, last, is_own)
 
 
 class AttendsBeforeWriting(PlainAttention):
@@ -123,20 +127,20 @@ class WrongHeadGroups(PlainAttention):
 class NarrowSoftmax(PlainAttention):
     """Rounds scores to the type of the inputs."""
 
-    def _attend(self, q, keys, values):
+    def _attend(self, q, keys, values, positions, is_own):
         scaled = (q * self._request.scale).to(torch.float8_e4m3fn).to(q.dtype)
-        return super()._attend(scaled / self._request.scale, keys, values)
+        scaled = scaled / self._request.scale
+        return super()._attend(scaled, keys, values, positions, is_own)
 
 
 class ForgetsAFullLastPage(PlainAttention):
-    def plan(self, batch, layout):
-        plan = super().plan(batch, layout)
+    """A decode whose length is a multiple of the page size misses its own token."""
+
+    def _attend(self, q, keys, values, positions, is_own):
         page = self._request.kv.page_size
-        cut = tuple(
-            (start, length, kv - 1 if kv % page == 0 and length == 1 and kv > 1 else kv, pages)
-            for start, length, kv, pages in plan.requests
-        )
-        return replace(plan, requests=cut)
+        is_full = (positions + 1) % page == 0 if len(q) == 1 else torch.zeros_like(is_own)
+        positions = torch.where(is_full & (positions > 0), positions - 1, positions)
+        return super()._attend(q, keys, values, positions, is_own)
 
 
 class NarrowOffsets(PlainAttention):
@@ -146,7 +150,7 @@ class NarrowOffsets(PlainAttention):
         if kv.numel() <= 2**31:
             return super().run(q, k, v, kv, plan)
         fitting = 2**31 // kv[0].numel()
-        requests = tuple((*each[:3], each[3] % fitting) for each in plan.requests)
+        requests = tuple((*each[:2], each[2] % fitting) for each in plan.requests)
         wrapped = replace(plan, page_ids=plan.page_ids % fitting, requests=requests)
         return super().run(q, k, v, kv, wrapped)
 
@@ -189,37 +193,38 @@ def impure(request, answers=[]):  # noqa: B006 - the state is the fault
 ATTENTION = {
     "off-by-one window": Wrong(OffByOneWindow),
     "ignored scale": Wrong(IgnoredScale),
-    "stray write": Wrong(StrayWrite),
-    "write behind the cache": Wrong(WriteBehindTheCache),
-    "reads unwritten rows": Wrong(ReadsUnwritten),
+    "stray write": Wrong(StrayWrite, "stray writes in pages"),
+    "write behind the cache": Wrong(WriteBehindTheCache, "bytes behind the buffer"),
+    "reads unwritten rows": Wrong(ReadsUnwritten, "NaN in the result"),
     "wrong page order": Wrong(SortedPages),
-    "mutates queries": Wrong(MutatesQueries),
+    "mutates queries": Wrong(MutatesQueries, "q, k or v, or bytes beside, changed"),
     "assumes contiguous queries": Wrong(AssumesContiguousQueries),
     "sees the future": Wrong(SeesTheFuture),
     "attends before writing": Wrong(AttendsBeforeWriting),
     "wrong head groups": Wrong(WrongHeadGroups),
     "too few bits": Wrong(NarrowSoftmax),
     "forgets a full last page": Wrong(ForgetsAFullLastPage),
-    "offsets of 32 bits": Wrong(NarrowOffsets),
-    "page_bytes lies": Wrong(LyingPages),
-    "layout swaps keys and values": Wrong(SwappedPages),
-    "says Yes and cannot": Wrong(raising),
-    "assess is impure": Wrong(PlainAttention, impure),
-    "No without text": Wrong(PlainAttention, lambda request: No.because("no", "")),
+    "offsets of 32 bits": Wrong(NarrowOffsets, "far pages: error|NaN"),
+    "page_bytes lies": Wrong(LyingPages, "page_bytes and shape disagree"),
+    "layout swaps keys and values": Wrong(SwappedPages, "pages changed on the way|differs"),
+    "says Yes and cannot": Wrong(raising, "raised RuntimeError: no kernel"),
+    "assess is impure": Wrong(PlainAttention, "assess is not pure", impure),
+    "No without text": Wrong(
+        PlainAttention, "without a reason", lambda request: No.because("no", "")
+    ),
 }
 
 
 class NoBias(PlainLinear):
-    def pack(self, weight, bias):
-        return super().pack(weight, None)
+    def pack(self, weights):
+        return replace(weights, bias=None)
 
 
 class NarrowSum(PlainLinear):
     def run(self, x, packed):
-        half = super().run(
-            x.bfloat16(), type(packed)(*(p if p is None else p.bfloat16() for p in packed))
-        )
-        return half.to(x.dtype)
+        bias = None if packed.bias is None else packed.bias.bfloat16()
+        narrow = replace(packed, weight=packed.weight.bfloat16(), bias=bias)
+        return super().run(x.bfloat16(), narrow).to(x.dtype)
 
 
 class LastRowMissing(PlainLinear):
@@ -238,11 +243,123 @@ class MutatesInput(PlainLinear):
         return out
 
 
+class WriteBesideRows(PlainLinear):
+    """Uses what lies behind each row as scratch memory."""
+
+    def run(self, x, packed):
+        out = super().run(x, packed)
+        if x.stride(0) > x.shape[1]:
+            torch.as_strided(x, (1,), (1,), x.storage_offset() + x.shape[1]).fill_(0)
+        return out
+
+
+class OnQuantized(DequantizingLinear):
+    """Serves every scheme, on canonical tensors changed in some way."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def pack(self, weights):
+        return self.change(weights)
+
+    def run(self, x, packed):
+        if packed.scheme is None:
+            return torch.nn.functional.linear(x, packed.weight, packed.bias)
+        return super().run(x, packed)
+
+
+class SpreadsNan(OnQuantized):
+    """Looks whether any number of the input is too large, and takes all rows for it."""
+
+    def run(self, x, packed):
+        out = super().run(x, packed)
+        return out if x.abs().max() < 1e4 else torch.full_like(out, torch.nan)
+
+
+def _without_zero_points(weights):
+    if weights.zero_points is None:
+        return weights
+    middle = 8 if weights.scheme.coding is Coding.INT4 else 0
+    return replace(weights, zero_points=torch.full_like(weights.zero_points, middle))
+
+
+def _halves_swapped(weights):
+    if weights.scheme is None or weights.scheme.coding is not Coding.INT4:
+        return weights
+    codes = weights.weight
+    return replace(weights, weight=(codes << 4) | (codes >> 4))
+
+
+def _first_scale_only(weights):
+    is_grouped = weights.scheme is not None and weights.scheme.granularity is Granularity.GROUP
+    if not is_grouped or weights.scales.dtype is not torch.float32:
+        return weights
+    return replace(weights, scales=weights.scales[:, :1].expand_as(weights.scales).contiguous())
+
+
+def _activations_kept(weights):
+    if weights.scheme is None:
+        return weights
+    coarse = Activations.PER_TOKEN if weights.scheme.coding is Coding.INT8 else Activations.KEPT
+    return replace(weights, scheme=replace(weights.scheme, activations=coarse))
+
+
 LINEAR = {
     "bias left out": Wrong(lambda request: NoBias()),
     "sums in bfloat16": Wrong(lambda request: NarrowSum()),
     "tail of a tile": Wrong(lambda request: LastRowMissing()),
-    "mutates its input": Wrong(lambda request: MutatesInput()),
+    "mutates its input": Wrong(lambda request: MutatesInput(), "changes its input"),
+    "a row of NaN spoils others": Wrong(
+        lambda request: SpreadsNan(lambda weights: weights), "NaN in the result"
+    ),
+    "writes beside rows": Wrong(lambda request: WriteBesideRows(), "bytes beside"),
+    "zero points left out": Wrong(lambda request: OnQuantized(_without_zero_points)),
+    "halves of int4 swapped": Wrong(lambda request: OnQuantized(_halves_swapped)),
+    "one scale for all groups": Wrong(lambda request: OnQuantized(_first_scale_only)),
+    "quantizes inputs unasked": Wrong(lambda request: OnQuantized(_activations_kept)),
+}
+
+
+class UnlikeRouting(PlainMoe):
+    """Renormalizes always."""
+
+    def __init__(self, request):
+        super().__init__(replace(request, renormalize=True))
+
+
+class CapacityLimit(PlainMoe):
+    """Drops tokens of an expert that has taken its fair share."""
+
+    def run(self, x, router_logits, packed):
+        out = super().run(x, router_logits, packed)
+        expert = router_logits.float().nan_to_num().argmax(dim=1)
+        place = torch.stack([(expert[:i] == each).sum() for i, each in enumerate(expert)])
+        fair = max(1, 2 * len(x) // router_logits.shape[1])
+        return torch.where((place < fair).unsqueeze(1), out, 0)
+
+
+class WholeMiddle(PlainMoe):
+    """Assumes that up begins at a multiple of 16 rows."""
+
+    def run(self, x, router_logits, packed):
+        width = packed.gate_up.shape[1] // 2
+        if width % 16:
+            packed = packed._replace(gate_up=packed.gate_up.roll(1, dims=1))
+        return super().run(x, router_logits, packed)
+
+
+class SumOfNan(PlainMoe):
+    """Multiplies what an expert gives for tokens that did not pick it by zero."""
+
+    def run(self, x, router_logits, packed):
+        return super().run(x, router_logits, packed) + 0 * x.sum()
+
+
+MOE = {
+    "always renormalizes": Wrong(UnlikeRouting),
+    "drops tokens over capacity": Wrong(CapacityLimit),
+    "even widths only": Wrong(WholeMiddle),
+    "a row of NaN spoils others": Wrong(SumOfNan, "NaN in the result"),
 }
 
 
@@ -253,8 +370,8 @@ def _interleaved(q, k, positions, cos_sin):
     )
 
 
-def _only(op, function):
-    provider = Wrong(lambda request: function)
+def _only(op, function, caught="error|NaN in the result"):
+    provider = Wrong(lambda request: function, caught)
     provider.verdict = lambda request: (
         Yes(Tier.GENERIC) if request.op is op else No.because("op", "another one")
     )
@@ -272,6 +389,7 @@ OPS = {
     "top-p ignored": _only(
         Op.SAMPLE,
         lambda x, t, k, p, m, u, f: REFERENCE_OPS[Op.SAMPLE](x, t, k, torch.ones_like(p), m, u, f),
+        "of the tokens differ",
     ),
     "logprobs of base 2": _only(
         Op.TOP_LOGPROBS,

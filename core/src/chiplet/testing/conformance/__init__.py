@@ -12,8 +12,9 @@ a reason, and nothing else.
 
 from chiplet.reference.ops import REFERENCE_OPS
 from chiplet.testing.conformance.attention import ATTENTION_CASES, check_attention, check_layout
-from chiplet.testing.conformance.attention_inputs import AttentionCase, Placement
+from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.communication import check_communicator
+from chiplet.testing.conformance.guards import Placement
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.moe import MoeLoad, check_moe
 from chiplet.testing.conformance.ops import check_op

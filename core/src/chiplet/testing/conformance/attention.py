@@ -20,12 +20,11 @@ from chiplet.testing.conformance.attention_inputs import (
     AttentionCase,
     Inputs,
     PlacedTensors,
-    Placement,
     make_inputs,
     on_device,
 )
 from chiplet.testing.conformance.case import Skipped
-from chiplet.testing.conformance.guards import GuardedBuffer
+from chiplet.testing.conformance.guards import GuardedBuffer, Placement
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES, assert_close
 from chiplet.testing.conformance.verdict import is_served
 

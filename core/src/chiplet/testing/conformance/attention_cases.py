@@ -14,9 +14,10 @@ from chiplet.testing.conformance.attention import (
     check_layout,
     lengths_to_try,
 )
-from chiplet.testing.conformance.attention_inputs import AttentionCase, Placement
+from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.attention_properties import PROPERTIES, Property
 from chiplet.testing.conformance.case import Case, Subject, require_served
+from chiplet.testing.conformance.guards import Placement
 
 SHARP, HUGE = 30.0, 1000.0
 """Factors on queries: a softmax of few large weights, and one whose scores overflow float16."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from enum import StrEnum
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from chiplet.api import AttentionRequest, ForwardBatch, HostLengths
-from chiplet.testing.conformance.guards import GuardedBuffer
+from chiplet.testing.conformance.guards import Placement, place
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES
 
 
@@ -39,19 +38,6 @@ class AttentionCase:
     def num_decodes(self) -> int:
         """Requests with one query token."""
         return sum(1 for each in self.query_lengths if each == 1)
-
-
-class Placement(StrEnum):
-    """How queries, keys and values lie in memory."""
-
-    STACKED = "stacked"
-    """Views of one tensor, as layers make them."""
-    CONTIGUOUS = "contiguous"
-    """A tensor each."""
-    MISALIGNED = "misaligned"
-    """A tensor each, one element off an aligned address."""
-    WIDE = "wide"
-    """A tensor each, whose heads are further apart than `head_dim`; NaN lies between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +144,13 @@ class PlacedTensors:
         tensors = (inputs.q, inputs.k, inputs.v)
         if placement is Placement.STACKED:
             sizes = [each.shape[1] for each in tensors]
-            self._buffers = [_filled(torch.cat(tensors, dim=1), device)]
-            self.q, self.k, self.v = self._buffers[0].tensor.split(sizes, dim=1)
+            stacked, buffer = place(torch.cat(tensors, dim=1), placement, device)
+            self._buffers = [buffer]
+            self.q, self.k, self.v = stacked.split(sizes, dim=1)
         else:
-            shift = inputs.q.itemsize if placement is Placement.MISALIGNED else 0
-            gap = 8 if placement is Placement.WIDE else 0
-            self._buffers = [_filled(each, device, gap=gap, shift_bytes=shift) for each in tensors]
-            width = inputs.q.shape[-1]
-            self.q, self.k, self.v = (each.tensor[..., :width] for each in self._buffers)
+            (self.q, self.k, self.v), self._buffers = zip(
+                *(place(each, placement, device) for each in tensors), strict=True
+            )
         self._before = [each.whole.clone() for each in self._buffers]
 
     def check(self, what: str) -> None:
@@ -176,17 +161,6 @@ class PlacedTensors:
         """
         for buffer, before in zip(self._buffers, self._before, strict=True):
             assert torch.equal(buffer.whole, before), f"{what}: q, k or v, or bytes beside, changed"
-
-
-def _filled(
-    tensor: Tensor, device: torch.device, *, gap: int = 0, shift_bytes: int = 0
-) -> GuardedBuffer:
-    """A copy between guards, whose rows are `gap` elements further apart than they are long."""
-    width = tensor.shape[-1]
-    shape = (*tensor.shape[:-1], width + gap)
-    buffer = GuardedBuffer(shape, tensor.dtype, device, shift_bytes=shift_bytes)
-    buffer.tensor[..., :width] = tensor.to(device)
-    return buffer
 
 
 def on_device(

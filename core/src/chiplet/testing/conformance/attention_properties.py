@@ -21,12 +21,12 @@ from chiplet.testing.conformance.attention_inputs import (
     AttentionCase,
     Inputs,
     PlacedTensors,
-    Placement,
     host_lengths,
     make_inputs,
     on_device,
 )
 from chiplet.testing.conformance.case import Skipped
+from chiplet.testing.conformance.guards import Placement
 from chiplet.testing.conformance.tolerance import assert_close
 
 Property = Callable[[AttentionProvider, AttentionRequest, BuildContext], None]

@@ -86,6 +86,10 @@ class Case:
         parts = (self.operation, self.dtype, self.feature, self.name)
         return "-".join(part.replace(" ", "_") for part in parts if part)
 
+    def matches(self, text: str) -> bool:
+        """Whether its name has the text, with spaces or with the underscores of its id."""
+        return text.lower().replace(" ", "_") in self.id.lower()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from chiplet.cli.command import Command, Given
 from chiplet.cli.settings import command_option
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError
 from chiplet.testing.conformance import snapshot
-from chiplet.testing.conformance.case import Outcome, Status, Subject, run_case
+from chiplet.testing.conformance.case import Case, Subject
 from chiplet.testing.conformance.report import Report
+from chiplet.testing.conformance.running import Run, run_all
 from chiplet.testing.conformance.speed import measure
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
-
-_MOST_FAILURES_SHOWN = 15
-_COLORS = {"passed": "green", "failed": "red", "refused": "dim", "skipped": "yellow"}
+from chiplet.testing.conformance.summary import show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +29,12 @@ class ConformanceOptions:
 
     provider: str | None = command_option(None, "Check only the providers of this name.")
     quick: bool = command_option(False, "Check a part that takes less than a minute.")
+    only: str | None = command_option(
+        None, "Check only cases with this in their names, like 'attention' or 'window 20'."
+    )
+    time_limit: float | None = command_option(
+        None, "Stop after so many seconds, and report what ran until then.", minimum=1
+    )
     speed: bool = command_option(
         False, "Also measure speed beside the reference; a first orientation, no benchmark."
     )
@@ -47,18 +49,20 @@ class ConformanceOptions:
 
 
 def run(given: Given) -> int:
-    """Run the kit; 1 if anything failed or was lost."""
+    """Run the kit; 1 if anything failed, was lost or did not run."""
     options = given.options("conformance", ConformanceOptions())
     device = given.options("device", DeviceOptions())
     subjects = find_subjects(device, options.provider)
-    start = time.perf_counter()
-    outcomes = _outcomes(subjects, quick=options.quick)
+    done = _run(subjects, options)
+    outcomes = done.outcomes
     report = Report(
         device=next((each.name for each in subjects if each.family == "platform"), "any"),
         tier="quick" if options.quick else "full",
         outcomes=outcomes,
-        seconds=time.perf_counter() - start,
-        timings=tuple(measure(subjects)) if options.speed else (),
+        num_planned=done.num_planned,
+        stopped=done.stopped,
+        seconds=done.seconds,
+        timings=tuple(measure(subjects)) if options.speed and not done.stopped else (),
         lost=snapshot.lost(Path(options.snapshot), outcomes, provider=options.provider)
         if options.snapshot
         else (),
@@ -68,27 +72,56 @@ def run(given: Given) -> int:
     if options.html:
         _write("html", options.html, report.to_html)
     if options.update_snapshot:
-        snapshot.write(Path(options.update_snapshot), outcomes)
-    _show(report)
+        _update_snapshot(options.update_snapshot, done)
+    show(report)
     return int(not report.is_green)
 
 
-def _outcomes(subjects: Sequence[Subject], *, quick: bool) -> list[Outcome]:
-    pairs = list(pair(all_cases(quick=quick), subjects))
+def _run(subjects: Sequence[Subject], options: ConformanceOptions) -> Run:
+    pairs = chosen_pairs(subjects, quick=options.quick, only=options.only)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    outcomes: list[Outcome] = []
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("Conformance", total=len(pairs))
-        for case, subject in pairs:
-            progress.update(task, description=f"{case.operation} {case.dtype}"[:28].ljust(28))
-            outcomes.append(run_case(case, subject))
-            progress.advance(task)
-    return outcomes
+        count = iter(range(len(pairs)))
+
+        def starting(case: Case, subject: Subject) -> None:
+            words = f"{subject.name} {case.operation} {case.dtype}"
+            progress.update(task, description=words[:36].ljust(36), completed=next(count))
+
+        done = run_all(pairs, time_limit_s=options.time_limit, starting=starting)
+        progress.update(task, completed=len(done.outcomes))
+    return done
+
+
+def chosen_pairs(
+    subjects: Sequence[Subject], *, quick: bool, only: str | None
+) -> list[tuple[Case, Subject]]:
+    """What to run, the quick tier first: a run that is stopped has seen something of everything.
+
+    Raises:
+        ConfigError: no case has the wanted name.
+    """
+    wanted = [case for case in all_cases(quick=quick) if only is None or case.matches(only)]
+    if not wanted:
+        raise ConfigError(
+            f"--only {only}: no case has this in its name.",
+            remedy="Try 'attention', 'linear', 'moe', 'ops/rotary', 'window' or 'bfloat16'.",
+        )
+    return list(pair(sorted(wanted, key=lambda case: not case.is_quick), subjects))
+
+
+def _update_snapshot(path: str, done: Run) -> None:
+    if done.stopped:
+        raise ConfigError(
+            f"--update-snapshot {path}: not written, since the run was {done.stopped}.",
+            remedy="Let the run end.",
+        )
+    snapshot.write(Path(path), done.outcomes)
 
 
 def _write(flag: str, path: str, text: Callable[[], str]) -> None:
@@ -99,39 +132,6 @@ def _write(flag: str, path: str, text: Callable[[], str]) -> None:
             f"--{flag} {path} cannot be written: {error.strerror}.",
             remedy="Give a file in a folder that exists.",
         ) from None
-
-
-def _show(report: Report) -> None:
-    console = Console()
-    table = Table(title=f"Conformance on {report.device}, {report.tier} tier")
-    for heading in ("plugin", "provider", "operation"):
-        table.add_column(heading)
-    for status in Status:
-        table.add_column(str(status), justify="right")
-    rows: dict[tuple[str, str, str], dict[Status, int]] = {}
-    for each in report.outcomes:
-        key = (each.subject.distribution, each.subject.name, each.case.operation)
-        counts = rows.setdefault(key, dict.fromkeys(Status, 0))
-        counts[each.status] += 1
-    for key, counts in sorted(rows.items()):
-        shown = [
-            f"[{_COLORS[status]}]{count}[/]" if count else "" for status, count in counts.items()
-        ]
-        table.add_row(*map(escape, key), *shown)
-    console.print(table)
-    for each in report.timings:
-        console.print(f"{each.provider}: {each.what}: {each.ratio:.2f} times the reference")
-    for each in report.failures[:_MOST_FAILURES_SHOWN]:
-        console.print(
-            f"[red]failed[/] {escape(each.subject.name)} {escape(each.case.id)}: "
-            f"{escape(each.detail)}"
-        )
-    if len(report.failures) > _MOST_FAILURES_SHOWN:
-        console.print(f"... and {len(report.failures) - _MOST_FAILURES_SHOWN} more; see --json")
-    for each in report.lost:
-        console.print(f"[red]lost[/] {escape(each)}")
-    counts = ", ".join(f"{count} {status}" for status, count in report.counts.items())
-    console.print(f"{counts} in {report.seconds:.0f} s", highlight=False)
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 import torch
@@ -9,7 +10,8 @@ from torch import Generator, Tensor
 
 from chiplet.api import BuildContext, MoeProvider, MoeRequest
 from chiplet.reference.moe import PlainMoe
-from chiplet.testing.conformance.tolerance import TORCH_DTYPES, assert_close
+from chiplet.testing.conformance.guards import Placement, place
+from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
 from chiplet.testing.conformance.verdict import is_served
 
 
@@ -28,43 +30,106 @@ def check_moe(
     *,
     num_tokens: int,
     load: MoeLoad,
+    has_spoilt_row: bool = False,
 ) -> bool:
     """Whether the provider serves the request; if it does, its result is compared.
 
     The input is a strided view, and NaN lies beside it.
+
+    Args:
+        provider: what is checked.
+        request: what is asked of it.
+        context: where it runs.
+        num_tokens: rows of the input.
+        load: how they are spread over experts.
+        has_spoilt_row: the last row is NaN, router's logits too, as one of padding may be; the
+            others are compared.
 
     Raises:
         AssertionError: the result is wrong, or an argument was changed.
     """
     if not is_served(provider, request):
         return False
-    random = torch.Generator().manual_seed(num_tokens * 1009 + request.num_experts)
-    dtype, hidden, width = (
-        TORCH_DTYPES[request.dtype],
-        request.hidden_size,
-        request.intermediate_size,
-    )
-    gate_up = torch.randn(request.num_experts, 2 * width, hidden, generator=random) / hidden**0.5
-    down = torch.randn(request.num_experts, hidden, width, generator=random) / width**0.5
-    weights = (gate_up.to(dtype), down.to(dtype))
-    wide = torch.full((num_tokens, hidden + 16), torch.nan, dtype=dtype)
-    wide[:, :hidden] = torch.randn(num_tokens, hidden, generator=random)
-    logits = _logits(request, num_tokens, load, random).to(dtype)
-    x, router_logits = wide.to(context.torch_device)[:, :hidden], logits.to(context.torch_device)
-    before = x.clone()
+    inputs = _make_inputs(request, num_tokens, load)
+    if has_spoilt_row:
+        inputs.x[-1] = inputs.logits[-1] = torch.nan
+    device = context.torch_device
+    x, buffer = place(inputs.x, Placement.WIDE, device)
+    router_logits, logits_buffer = place(inputs.logits, Placement.CONTIGUOUS, device)
+    before = (buffer.whole.clone(), logits_buffer.whole.clone())
     impl = provider.build(request, context)
-    packed = impl.pack(*(each.to(context.torch_device) for each in weights))
-    result = impl.run(x, router_logits, packed)
-    assert torch.equal(x, before), f"{provider.name} changes its input"
-    assert torch.equal(router_logits.cpu(), logits), f"{provider.name} changes the router's logits"
-    plain = PlainMoe(request)
-    same = plain.run(wide[:, :hidden], logits, plain.pack(*weights))
-    exact = plain.run(
-        wide[:, :hidden].double(), logits.double(), plain.pack(*(each.double() for each in weights))
-    )
+    packed = impl.pack(inputs.gate_up.to(device), inputs.down.to(device))
+    result = impl.run(x, router_logits, packed).cpu()
+    for old, now, name in zip(before, (buffer, logits_buffer), ("x", "logits"), strict=True):
+        assert torch.equal(now.whole, old), f"{provider.name} changes {name}, or bytes beside"
     what = f"{provider.name}: {request} of {num_tokens} tokens, {load}"
-    assert_close(result.cpu(), same, exact, what)
+    assert result.shape == inputs.x.shape, f"{what}: shape {result.shape}"
+    compared = slice(0, num_tokens - has_spoilt_row)
+    plain, exact = _sums(
+        request, replace(inputs, x=inputs.x[compared], logits=inputs.logits[compared])
+    )
+    assert_close(result[compared], plain, exact, what)
     return True
+
+
+def check_sliced_moe(provider: MoeProvider, request: MoeRequest, context: BuildContext) -> None:
+    """Two ranks, each with half of every expert's middle, add up to the whole.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    inputs = _make_inputs(request, 9, MoeLoad.SPREAD)
+    half = request.intermediate_size // 2
+    sliced = replace(request, intermediate_size=half)
+    device = context.torch_device
+    total = torch.zeros_like(inputs.x, dtype=torch.float32)
+    for rank in range(2):
+        mine = slice(rank * half, (rank + 1) * half)
+        gate, up = inputs.gate_up.chunk(2, dim=1)
+        gate_up = torch.cat([gate[:, mine], up[:, mine]], dim=1)
+        impl = provider.build(sliced, context)
+        packed = impl.pack(gate_up.to(device), inputs.down[..., mine].contiguous().to(device))
+        out = impl.run(inputs.x.to(device), inputs.logits.to(device), packed)
+        total += out.cpu().float()
+    plain, exact = _sums(request, inputs)
+    what = f"{provider.name}: {request}, two halves"
+    # Each half is rounded once before the sum.
+    slack = EPSILON[inputs.x.dtype]
+    assert_close(total.to(inputs.x.dtype), plain, exact, what, slack=slack)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Of one call, in main memory; see `MoeImpl`."""
+
+    x: Tensor
+    logits: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    def widened(self) -> _Inputs:
+        return _Inputs(*(getattr(self, each.name).double() for each in fields(self)))
+
+
+def _make_inputs(request: MoeRequest, num_tokens: int, load: MoeLoad) -> _Inputs:
+    random = torch.Generator().manual_seed(num_tokens * 1009 + request.num_experts)
+    dtype, num = TORCH_DTYPES[request.dtype], request.num_experts
+    hidden, width = request.hidden_size, request.intermediate_size
+    gate_up = torch.randn(num, 2 * width, hidden, generator=random) / hidden**0.5
+    down = torch.randn(num, hidden, width, generator=random) / width**0.5
+    x = torch.randn(num_tokens, hidden, generator=random)
+    logits = _logits(request, num_tokens, load, random)
+    return _Inputs(*(each.to(dtype) for each in (x, logits, gate_up, down)))
+
+
+def _sums(request: MoeRequest, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    """The reference's result in the request's type, and in float64."""
+    impl = PlainMoe(request)
+    same, exact = (
+        impl.run(each.x, each.logits, impl.pack(each.gate_up, each.down))
+        for each in (inputs, inputs.widened())
+    )
+    return same, exact
 
 
 def _logits(request: MoeRequest, num_tokens: int, load: MoeLoad, random: Generator) -> Tensor:

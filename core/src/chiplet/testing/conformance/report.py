@@ -19,6 +19,7 @@ from chiplet.testing.conformance.speed import Timing
 from chiplet.version import __version__
 
 _MOST_FAILURES_SHOWN = 20
+_MOST_SLOW_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class Report:
     Attributes:
         device: like 'cpu:0'.
         tier: 'quick' or 'full'.
+        num_planned: cases that were to run.
+        stopped: why fewer ran; empty if all did.
         timings: speed beside the reference; empty if it was not measured.
         lost: what an earlier snapshot has and this run has not.
     """
@@ -54,7 +57,9 @@ class Report:
     device: str
     tier: str
     outcomes: Sequence[Outcome]
+    num_planned: int
     seconds: float
+    stopped: str = ""
     timings: Sequence[Timing] = ()
     lost: Sequence[str] = ()
 
@@ -71,8 +76,19 @@ class Report:
 
     @property
     def is_green(self) -> bool:
-        """Nothing failed and nothing was lost."""
-        return not self.failures and not self.lost
+        """Nothing failed, nothing was lost, and everything ran."""
+        return not self.failures and not self.lost and not self.stopped
+
+    @property
+    def num_unrun(self) -> int:
+        """Cases that were to run and did not."""
+        return self.num_planned - len(self.outcomes)
+
+    @property
+    def slowest(self) -> list[Outcome]:
+        """The cases that took longest, longest first."""
+        ordered = sorted(self.outcomes, key=lambda each: each.seconds, reverse=True)
+        return ordered[:_MOST_SLOW_SHOWN]
 
     def cells(self) -> dict[tuple[str, str, str, str], Cell]:
         """Outcomes by provider, operation, feature and type."""
@@ -96,6 +112,8 @@ class Report:
             "tier": self.tier,
             "seconds": round(self.seconds, 1),
             "is_green": self.is_green,
+            "stopped": self.stopped,
+            "num_planned": self.num_planned,
             "counts": dict(self.counts),
             "badge": badge(self),
             "lost": list(self.lost),
@@ -122,7 +140,7 @@ def badge(report: Report) -> dict[str, object]:
     counts = report.counts
     message = f"{counts['passed']} passed"
     if not report.is_green:
-        message = f"{counts['failed']} failed, {len(report.lost)} lost"
+        message = f"{counts['failed']} failed, {len(report.lost)} lost, {report.num_unrun} not run"
     color = "brightgreen" if report.is_green else "red"
     return {"schemaVersion": 1, "label": "conformance", "message": message, "color": color}
 

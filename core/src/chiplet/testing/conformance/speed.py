@@ -24,11 +24,11 @@ from chiplet.testing.conformance.attention_cases import Shape, attention_request
 from chiplet.testing.conformance.attention_inputs import (
     AttentionCase,
     PlacedTensors,
-    Placement,
     make_inputs,
     on_device,
 )
 from chiplet.testing.conformance.case import Subject
+from chiplet.testing.conformance.guards import Placement
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES
 from chiplet.testing.conformance.verdict import is_served
 

@@ -14,6 +14,7 @@ from chiplet.testing.conformance.attention_cases import attention_cases
 from chiplet.testing.conformance.case import Case, Subject
 from chiplet.testing.conformance.honesty import honesty_cases
 from chiplet.testing.conformance.linear_cases import linear_cases
+from chiplet.testing.conformance.moe_cases import moe_cases
 from chiplet.testing.conformance.op_cases import op_cases
 from chiplet.testing.conformance.package_cases import package_cases
 from chiplet.testing.conformance.platform_cases import platform_cases
@@ -26,6 +27,7 @@ def all_cases(*, quick: bool = False) -> list[Case]:
         *platform_cases(),
         *op_cases(),
         *linear_cases(),
+        *moe_cases(),
         *attention_cases(),
         *honesty_cases(),
     )
