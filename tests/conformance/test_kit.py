@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import tomllib
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from chiplet.testing.conformance import snapshot
 from chiplet.testing.conformance.case import Case, Refused, Skipped, Status, Subject, run_case
 from chiplet.testing.conformance.guards import GUARD_BYTES, GuardedBuffer
 from chiplet.testing.conformance.package_cases import package_cases
+from chiplet.testing.conformance.ranks import Ranks, on_ranks
 from chiplet.testing.conformance.report import Report
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
-from tests.conformance.wrong_providers import ATTENTION, LINEAR, MOE, OPS, Wrong
+from tests.conformance.wrong_providers import ATTENTION, COMMUNICATION, LINEAR, MOE, OPS, Wrong
 
 QUICK = all_cases(quick=True)
 FAMILIES = {"attention": ATTENTION, "linear": LINEAR, "moe": MOE, "ops": OPS}
@@ -58,7 +60,33 @@ def test_a_wrong_provider_is_caught_by_the_quick_tier(context, family, provider)
     assert failure.detail.startswith("raised") == provider.caught.startswith("raised")
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "platform"])
+@pytest.mark.parametrize("name", COMMUNICATION)
+def test_wrong_collectives_are_caught_by_the_quick_tier(context, name):
+    provider = COMMUNICATION[name]
+
+    def make(rank, size, rendezvous):
+        meeting = Path(rendezvous) / "meeting"
+        caught = Wrong(lambda request: provider.make(rank, size, meeting))
+        return caught, context
+
+    checked = subject("communication", Ranks(make), context)
+    outcomes = (run_case(case, checked) for case in QUICK if case.family == "communication")
+    failure = next((each for each in outcomes if each.status is Status.FAILED), None)
+    assert failure is not None
+    assert re.search(provider.caught, failure.detail), failure.detail
+    assert not failure.detail.startswith("raised")
+
+
+def test_ranks_that_do_not_finish_are_named():
+    def work(rank):
+        if rank:
+            threading.Event().wait(0.4)
+
+    with pytest.raises(AssertionError, match=r"ranks \[1\] of 2 did not finish"):
+        on_ranks(2, work, timeout_s=0.1)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "communication", "platform"])
 def test_the_reference_passes_the_quick_tier(family):
     subjects = find_subjects(DeviceOptions(device="reference"))
     pairs = [each for each in pair(QUICK, subjects) if each[0].family == family]

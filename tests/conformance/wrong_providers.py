@@ -8,6 +8,7 @@ import torch
 
 from chiplet.api import Activations, Coding, Feature, Granularity, No, Op, Tier, Yes
 from chiplet.reference.attention import CanonicalLayout, PlainAttention
+from chiplet.reference.communication import PlainCommunicator
 from chiplet.reference.linear import DequantizingLinear, PlainLinear
 from chiplet.reference.moe import PlainMoe
 from chiplet.reference.ops import REFERENCE_OPS
@@ -360,6 +361,72 @@ MOE = {
     "drops tokens over capacity": Wrong(CapacityLimit),
     "even widths only": Wrong(WholeMiddle),
     "a row of NaN spoils others": Wrong(SumOfNan, "NaN in the result"),
+}
+
+
+class WrongSum(PlainCommunicator):
+    def all_reduce(self, x):
+        return super().all_reduce(x) * 1.02
+
+
+class SumsInPlace(PlainCommunicator):
+    def all_reduce(self, x):
+        return x.copy_(super().all_reduce(x))
+
+
+class OneBuffer(PlainCommunicator):
+    """Gives the same memory for each result."""
+
+    buffer = None
+
+    def all_reduce(self, x):
+        total = super().all_reduce(x)
+        if self.buffer is None or self.buffer.shape != x.shape:
+            self.buffer = torch.empty_like(total)
+        return self.buffer.copy_(total)
+
+
+class OwnPartOnly(PlainCommunicator):
+    def reduce_scatter(self, x):
+        return x[self._rank].clone()
+
+
+class SlabsOfPeers(PlainCommunicator):
+    """Gathers where it should exchange."""
+
+    def all_to_all(self, x):
+        return super().all_gather(x[0])
+
+
+class AlwaysFromRankZero(PlainCommunicator):
+    def broadcast(self, x, source):
+        return super().broadcast(x, 0)
+
+
+class RanksDiffer(PlainCommunicator):
+    """Rounds on one rank otherwise than on the other."""
+
+    def all_reduce(self, x):
+        total = super().all_reduce(x)
+        return total * (1 + 1e-7 * self._rank) if x.is_floating_point() else total
+
+
+class OwnMemory(PlainCommunicator):
+    """Sends the memory of a tensor, whatever its strides."""
+
+    def all_gather(self, x):
+        return super().all_gather(torch.as_strided(x, x.shape, torch.empty(x.shape).stride()))
+
+
+COMMUNICATION = {
+    "wrong sum": Wrong(WrongSum),
+    "changes its argument": Wrong(SumsInPlace, "an argument was changed"),
+    "results share memory": Wrong(OneBuffer, "results are fresh"),
+    "scatters and does not sum": Wrong(OwnPartOnly),
+    "exchange of wrong slabs": Wrong(SlabsOfPeers, "other values than those sent"),
+    "source of a broadcast ignored": Wrong(AlwaysFromRankZero, "other values than those sent"),
+    "ranks round unlike": Wrong(RanksDiffer, "ranks differ"),
+    "strides ignored": Wrong(OwnMemory, "strided inputs"),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chiplet.parallel.group import RankGroup
+from chiplet.testing.conformance.ranks import on_ranks as on_threads
 
 
 class _Board:
@@ -66,26 +67,14 @@ class ThreadCommunicator:
 
 def on_ranks(size: int, work: Callable[[RankGroup], Any]) -> list[Any]:
     """What `work` gives on each of `size` ranks."""
-    board, results = _Board(size), [None] * size
-    errors: list[BaseException] = []
+    board = _Board(size)
 
-    def run(rank: int) -> None:
-        group = RankGroup(
-            size=size, local_ranks=(rank,), communicator=ThreadCommunicator(board, rank)
-        )
+    def run(rank: int) -> Any:
+        communicator = ThreadCommunicator(board, rank)
         try:
-            results[rank] = work(group)
-        except BaseException as error:
-            errors.append(error)
+            return work(RankGroup(size=size, local_ranks=(rank,), communicator=communicator))
+        except BaseException:
             board.barrier.abort()
+            raise
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    if errors:
-        raise next(
-            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
-        )
-    return results
+    return on_threads(size, run)

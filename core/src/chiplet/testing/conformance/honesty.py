@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from chiplet.api import AttentionRequest, Dtype, KvSpec, LinearRequest, MoeRequest, Op, OpRequest
+from chiplet.api import (
+    AttentionRequest,
+    CommunicationRequest,
+    Dtype,
+    Feature,
+    KvSpec,
+    LinearRequest,
+    MoeRequest,
+    Op,
+    OpRequest,
+    WeightScheme,
+)
 from chiplet.testing.conformance.attention import check_attention
 from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.case import Case, Subject, require_served
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.moe import MoeLoad, check_moe
 from chiplet.testing.conformance.ops import check_op
+from chiplet.testing.conformance.schemes import WEIGHT_SCHEMES
 from chiplet.testing.conformance.verdict import Request
 
 NUM_REQUESTS = 60
@@ -21,7 +33,9 @@ _SEED = 20_11
 
 
 def honesty_cases() -> Iterator[Case]:
-    """Drawn requests, the same ones each time."""
+    """Drawn requests, the same ones each time, and whether features are told apart at all."""
+    for family in ("attention", "linear", "moe", "ops"):
+        yield _features_case(family)
     random = Random(_SEED)
     for number in range(NUM_REQUESTS):
         for family, request in (
@@ -31,6 +45,25 @@ def honesty_cases() -> Iterator[Case]:
             ("ops", _op(random)),
         ):
             yield _case(family, request, number)
+
+
+def _features_case(family: str) -> Case:
+    def check(subject: Subject) -> None:
+        accepts = subject.provider.accepts
+        assert isinstance(accepts, frozenset), f"accepts is a {type(accepts).__name__}"
+        unknown = sorted(accepts - frozenset(Feature))
+        assert not unknown, f"accepts features that nobody knows: {', '.join(unknown)}"
+        # A feature of tomorrow must be refused by whoever has not heard of it.
+        assert "a feature of tomorrow" not in accepts, "accepts whatever it is asked for"
+
+    return Case(
+        family=family,
+        operation=family,
+        feature="features are named",
+        name="accepts",
+        is_quick=True,
+        check=check,
+    )
 
 
 def _case(family: str, request: Request, number: int) -> Case:
@@ -64,6 +97,8 @@ def _run(subject: Subject, request: Request) -> None:
             check_moe(subject.provider, request, subject.context, num_tokens=5, load=load)
         case OpRequest():
             check_op(subject.provider, request, subject.context, num_rows=11)
+        case CommunicationRequest():
+            raise AssertionError("communication is not drawn: a Yes needs ranks to run")
 
 
 def _attention(random: Random) -> AttentionRequest:
@@ -89,12 +124,16 @@ def _attention(random: Random) -> AttentionRequest:
 
 def _linear(random: Random) -> LinearRequest:
     widths = (1, 2, 3, 8, 17, 31, 64, 100, 256, 511)
+    scheme: WeightScheme | None = random.choice((None, *WEIGHT_SCHEMES))
+    # All schemes divide 256 inputs into whole groups.
+    num_inputs = random.choice(widths) if scheme is None else 256 * random.choice((1, 2, 3))
     return LinearRequest(
         role=random.choice(("qkv_proj", "o_proj", "lm_head", "something_new")),
-        in_features=random.choice(widths),
+        in_features=num_inputs,
         out_features=random.choice(widths),
         dtype=random.choice(list(Dtype)),
         has_bias=random.random() < 0.5,
+        scheme=scheme,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -81,7 +81,7 @@ def _late(time_limit_s: float) -> str:
 
 
 @contextmanager
-def _stop_by_signals(time_limit_s: float | None) -> Iterator[None]:
+def _stop_by_signals(time_limit_s: float | None) -> Generator[None]:
     """Turn signals into `Stop`; in another thread than the main one, there are none to turn."""
     if threading.current_thread() is not threading.main_thread():
         yield

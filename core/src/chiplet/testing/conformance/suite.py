@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from chiplet.api import BuildContext, CommunicationProvider, Topology
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError
 from chiplet.plugins import ChosenDevice, PluginSet, choose_device, discover
-from chiplet.plugins.candidates import build_context, gather_candidates
+from chiplet.plugins.candidates import Candidate, build_context, gather_candidates
 from chiplet.testing.conformance.attention_cases import attention_cases
-from chiplet.testing.conformance.case import Case, Subject
+from chiplet.testing.conformance.case import Case, Skipped, Subject
+from chiplet.testing.conformance.communication_cases import communication_cases
 from chiplet.testing.conformance.honesty import honesty_cases
 from chiplet.testing.conformance.linear_cases import linear_cases
 from chiplet.testing.conformance.moe_cases import moe_cases
 from chiplet.testing.conformance.op_cases import op_cases
 from chiplet.testing.conformance.package_cases import package_cases
 from chiplet.testing.conformance.platform_cases import platform_cases
+from chiplet.testing.conformance.ranks import Ranks
 
 
 def all_cases(*, quick: bool = False) -> list[Case]:
@@ -29,6 +33,7 @@ def all_cases(*, quick: bool = False) -> list[Case]:
         *linear_cases(),
         *moe_cases(),
         *attention_cases(),
+        *communication_cases(),
         *honesty_cases(),
     )
     return [case for case in cases if case.is_quick or not quick]
@@ -55,7 +60,9 @@ def find_subjects(options: DeviceOptions, provider: str | None = None) -> Sequen
             name=each.name,
             distribution=each.plugin.distribution,
             version=each.plugin.version,
-            target=each.provider,
+            target=each.provider
+            if family != "communication"
+            else _ranks(plugins, options, chosen, each),
             context=context,
         )
         for family, offered in candidates.items()
@@ -84,6 +91,31 @@ def pair(cases: Sequence[Case], subjects: Sequence[Subject]) -> Iterator[tuple[C
         for subject in subjects:
             if subject.family == case.family:
                 yield case, subject
+
+
+def _ranks(
+    plugins: PluginSet, options: DeviceOptions, chosen: ChosenDevice, candidate: Candidate
+) -> Ranks:
+    """A communication provider on any rank; where it runs on main memory, ranks share it."""
+
+    def make(rank: int, size: int, rendezvous: str) -> tuple[CommunicationProvider, BuildContext]:
+        own = chosen
+        if rank and chosen.platform.torch_device.type != "cpu":
+            label = f"{chosen.probe.device_type}:{rank}"
+            try:
+                own = choose_device(plugins, replace(options, device=label))
+            except ConfigError as error:
+                raise Skipped(f"needs {size} devices: {error}") from error
+        own.platform.activate()
+        topology = Topology(world_size=size, local_ranks=(rank,), rendezvous=rendezvous)
+        offered: Iterable[CommunicationProvider] = (
+            candidate.plugin.call("communication", device=own.probe, topology=topology) or ()
+        )
+        named = [each for each in offered if each.name == candidate.name]
+        assert named, f"rank {rank} of {size} is not offered '{candidate.name}'"
+        return named[0], BuildContext(own.platform)
+
+    return Ranks(make)
 
 
 def _others(

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from chiplet.api import AttentionRequest, LinearRequest, MoeRequest, No, OpRequest, Provider, Yes
+from chiplet.api import (
+    AttentionRequest,
+    CommunicationRequest,
+    LinearRequest,
+    MoeRequest,
+    No,
+    OpRequest,
+    Provider,
+    Yes,
+)
 
-Request = AttentionRequest | LinearRequest | MoeRequest | OpRequest
+Request = AttentionRequest | LinearRequest | MoeRequest | OpRequest | CommunicationRequest
 
 
 def is_served(provider: Provider[Any, Any], request: Request) -> bool:
