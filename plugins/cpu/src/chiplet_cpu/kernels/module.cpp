@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "pool.h"
 #include "table.h"
+#include "tape.h"
 
 namespace {
 
@@ -119,19 +120,31 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
   calls::attention(a, write, num_tokens, num_requests);
 }
 
+// Without the interpreter's lock: others may plan the next step meanwhile.
+void tape_replay(int64_t number, int64_t first, int64_t last) {
+  PyThreadState* state = PyEval_SaveThread();
+  tape::replay(number, first, last);
+  PyEval_RestoreThread(state);
+}
+
 PyMethodDef g_methods[] = {
-    binding::method<num_isas>("num_isas"),
-    binding::method<isa_name>("isa_name"),
-    binding::method<isa>("isa"),
+    binding::query<num_isas>("num_isas"),
+    binding::query<isa_name>("isa_name"),
+    binding::query<isa>("isa"),
     binding::method<use_isa>("use_isa"),
-    binding::method<set_threads>("set_threads"),
-    binding::method<threads>("threads"),
-    binding::method<rms_norm>("rms_norm"),
-    binding::method<rotary>("rotary"),
-    binding::method<silu_mul>("silu_mul"),
-    binding::method<sample>("sample"),
-    binding::method<linear>("linear"),
-    binding::method<attention>("attention"),
+    binding::query<set_threads>("set_threads"),
+    binding::query<threads>("threads"),
+    binding::kernel<rms_norm>("rms_norm"),
+    binding::kernel<rotary>("rotary"),
+    binding::kernel<silu_mul>("silu_mul"),
+    binding::kernel<sample>("sample"),
+    binding::kernel<linear>("linear"),
+    binding::kernel<attention>("attention"),
+    binding::query<tape::begin>("tape_begin"),
+    binding::query<tape::end>("tape_end"),
+    binding::query<tape::length>("tape_length"),
+    binding::query<tape_replay>("tape_replay"),
+    binding::query<tape::drop>("tape_drop"),
     {nullptr, nullptr, 0, nullptr},
 };
 
