@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,20 @@ _MAX_HEAD_DIM = 256
 _MAX_SPLITS = 64
 _DECODE_KEYS = 64
 _PROGRAMS_PER_CORE = 4
+
+
+class Tiling(NamedTuple):
+    """How `extend_kernel` is cut.
+
+    Attributes:
+        rows: of queries, several heads of each token.
+        keys: per step of the loop.
+    """
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +76,17 @@ class PagedAttention:
         self._scale_log2 = request.scale * math.log2(math.e)
         self._launch = launch_options(traits)
         is_wide = request.dtype is Dtype.FLOAT32 or self._block_dim > 128
-        self._extend_shape = (64, 32) if is_wide else (128, 64)
+        self._tiling = self._extend_tiling(is_wide)
         self._decode_keys = 32 if is_wide else _DECODE_KEYS
+
+    def _extend_tiling(self, is_wide: bool) -> Tiling:
+        if is_wide:
+            tiling = Tiling(64, 32, 4, 2)
+        elif self._traits.is_cuda:
+            tiling = Tiling(128, 64, 8, 3)
+        else:
+            tiling = Tiling(128, 64, 4, 3)
+        return tiling._replace(rows=max(tiling.rows, next_power_of_2(self._group)))
 
     def layouts(self) -> tuple[KvLayout, ...]:
         """The canonical layout only."""
@@ -95,7 +119,7 @@ class PagedAttention:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if plan.num_extends:
             self._write(k, v, kv, plan)
-            self._extend(q, kv, plan, out)
+            self._extend(q, k, v, kv, plan, out)
         if plan.num_decodes:
             self._decode(q, k, v, kv, plan, out)
         return out
@@ -117,15 +141,18 @@ class PagedAttention:
             BLOCK_DIM=self._block_dim,
         )
 
-    def _extend(self, q: Tensor, kv: Tensor, plan: StepPlan, out: Tensor) -> None:
+    def _extend(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, out: Tensor
+    ) -> None:
         """Requests behind the decodes. Mutates: `out`, at their tokens."""
-        request, (rows, keys) = self._request, self._extend_shape
+        request, tiling = self._request, self._tiling
         block_group = next_power_of_2(self._group)
-        rows = max(rows, block_group)
-        tokens_per_block = rows // block_group
+        tokens_per_block = tiling.rows // block_group
         num_blocks = q.shape[0] // tokens_per_block + plan.num_extends
         extend_kernel[(num_blocks, request.num_kv_heads)](
             q,
+            k,
+            v,
             kv,
             plan.page_table[plan.num_decodes :],
             plan.query_starts[plan.num_decodes :],
@@ -137,18 +164,22 @@ class PagedAttention:
             plan.page_table.stride(0),
             q.stride(0),
             q.stride(1),
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
             PAGE_SIZE=request.kv.page_size,
             NUM_KV_HEADS=request.num_kv_heads,
             HEAD_DIM=request.head_dim,
             GROUP=self._group,
             BLOCK_GROUP=block_group,
-            BLOCK_ROWS=rows,
+            BLOCK_ROWS=tiling.rows,
             BLOCK_DIM=self._block_dim,
-            BLOCK_KEYS=keys,
+            BLOCK_KEYS=tiling.keys,
             HAS_WINDOW=request.window is not None,
             PRECISION=DOT_PRECISION,
-            num_warps=8 if rows >= 128 and self._traits.is_cuda else 4,
-            num_stages=3 if rows >= 128 else 2,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
         )
 
     def _decode(
@@ -228,6 +259,8 @@ class TritonAttentionProvider:
             return No.because(
                 "head_dim", f"heads of {request.head_dim}; served: up to {_MAX_HEAD_DIM}"
             )
+        if request.scale <= 0:
+            return No.because("scale", f"scores times {request.scale:g}; served: above 0")
         return Yes(Tier.GENERIC, "split decode, flash chunks")
 
     def build(self, request: AttentionRequest, context: BuildContext) -> PagedAttention:

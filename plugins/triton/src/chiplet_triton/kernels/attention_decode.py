@@ -9,7 +9,7 @@ import triton.language as tl
 from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "window", "table_stride"])
 def decode_kernel(
     q_ptr,
     k_ptr,
@@ -109,11 +109,11 @@ def decode_kernel(
         is_loaded = is_seen[:, None] & is_dim[None, :]
         k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
         v = tl.load(source + v_offset, mask=is_loaded, other=0.0).to(compute)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = tl.where(is_seen[None, :], scores, -1.0e30)
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
         shrink = tl.exp2(peak - new_peak)
-        weights = tl.exp2(scores - new_peak[:, None])
+        weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
         weights = tl.where(is_seen[None, :], weights, 0.0)
         total = total * shrink + tl.sum(weights, axis=1)
         acc = acc * shrink[:, None]
@@ -137,7 +137,7 @@ def decode_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_splits_kernel(
     partial_ptr,
     partial_lse_ptr,

@@ -1,7 +1,9 @@
-"""Causal attention of chunks of several tokens over pages that already hold them.
+"""Causal attention of chunks of several tokens: over pages for what came before, then over the
+chunk's own keys and values as they were computed.
 
-Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Scores are kept in base 2. The query
-heads that share a KV head are rows of one tile, so that each key is read once for all of them.
+Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Peaks of scores are kept in base 2.
+The query heads that share a KV head are rows of one tile, so that each key is read once for all of
+them.
 """
 
 import triton
@@ -26,7 +28,25 @@ def _find_request(block, query_starts_ptr, num_requests, TOKENS_PER_BLOCK: tl.co
 
 
 @triton.jit
-def _attend_keys(
+def _add_keys(acc, total, peak, q, k, v, is_seen, scale_log2, IS_MASKED: tl.constexpr,
+              PRECISION: tl.constexpr):  # fmt: skip
+    """One block of keys; without a mask every row sees all of them."""
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    if IS_MASKED:
+        scores = tl.where(is_seen, scores, -1.0e30)
+    new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
+    weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
+    if IS_MASKED:
+        weights = tl.where(is_seen, weights, 0.0)
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(weights, axis=1)
+    acc = acc * shrink[:, None]
+    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+    return acc, total, new_peak
+
+
+@triton.jit
+def _attend_pages(
     acc,
     total,
     peak,
@@ -37,7 +57,6 @@ def _attend_keys(
     kv_head,
     first_key,
     last_key,
-    key_end,
     scale_log2,
     window,
     PAGE_SIZE: tl.constexpr,
@@ -49,14 +68,14 @@ def _attend_keys(
     IS_MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Keys `first_key` to `last_key`, block by block; unmasked ones are seen by every row."""
+    """Cached keys `first_key` to `last_key`; without a mask their number is one of whole blocks."""
     head_size: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
-    compute = q.dtype
     dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
     for first in range(first_key, last_key, BLOCK_KEYS):
         keys = first + tl.arange(0, BLOCK_KEYS)
+        is_key = keys < last_key
         if IS_MASKED:
-            is_key = keys < key_end
             page = tl.load(table + keys // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
         else:
             page = tl.load(table + keys // PAGE_SIZE).to(tl.int64)
@@ -64,35 +83,83 @@ def _attend_keys(
         k_source = kv_ptr + at[None, :] + dims[:, None]
         v_source = kv_ptr + PAGE_SIZE * head_size + at[:, None] + dims[None, :]
         if IS_MASKED:
-            k = tl.load(k_source, mask=is_key[None, :] & (dims < HEAD_DIM)[:, None], other=0.0)
-            v = tl.load(v_source, mask=is_key[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+            k = tl.load(k_source, mask=is_key[None, :] & is_dim[:, None], other=0.0)
+            v = tl.load(v_source, mask=is_key[:, None] & is_dim[None, :], other=0.0)
         elif BLOCK_DIM != HEAD_DIM:
-            k = tl.load(k_source, mask=(dims < HEAD_DIM)[:, None], other=0.0)
-            v = tl.load(v_source, mask=(dims < HEAD_DIM)[None, :], other=0.0)
+            k = tl.load(k_source, mask=is_dim[:, None], other=0.0)
+            v = tl.load(v_source, mask=is_dim[None, :], other=0.0)
         else:
             k = tl.load(k_source)
             v = tl.load(v_source)
-        scores = tl.dot(q, k.to(compute), input_precision=PRECISION) * scale_log2
-        if IS_MASKED:
-            is_seen = (keys[None, :] <= positions[:, None]) & is_key[None, :]
-            if HAS_WINDOW:
-                is_seen &= keys[None, :] > positions[:, None] - window
-            scores = tl.where(is_seen, scores, -1.0e30)
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_peak[:, None])
-        if IS_MASKED:
-            weights = tl.where(is_seen, weights, 0.0)
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weights.to(compute), v.to(compute), acc, input_precision=PRECISION)
-        peak = new_peak
+        is_seen = is_key[None, :]
+        if HAS_WINDOW:
+            is_seen &= keys[None, :] > positions[:, None] - window
+        acc, total, peak = _add_keys(
+            acc, total, peak, q, k.to(q.dtype), v.to(q.dtype), is_seen, scale_log2, IS_MASKED,
+            PRECISION,
+        )  # fmt: skip
     return acc, total, peak
 
 
 @triton.jit
+def _attend_new(
+    acc,
+    total,
+    peak,
+    q,
+    queries,
+    k_ptr,
+    v_ptr,
+    k_stride,
+    v_stride,
+    first_key,
+    last_key,
+    scale_log2,
+    window,
+    ELEMENT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The chunk's keys `first_key` to `last_key`, from the tensors that they were computed into."""
+    dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
+    for first in range(first_key, last_key, BLOCK_KEYS):
+        keys = first + tl.arange(0, BLOCK_KEYS)
+        is_key = keys < last_key
+        k_source = k_ptr + keys[None, :] * k_stride + dims[:, None]
+        v_source = v_ptr + keys[:, None] * v_stride + dims[None, :]
+        if IS_MASKED:
+            k = tl.load(k_source, mask=is_key[None, :] & is_dim[:, None], other=0.0)
+            v = tl.load(v_source, mask=is_key[:, None] & is_dim[None, :], other=0.0)
+        elif BLOCK_DIM != HEAD_DIM:
+            k = tl.load(k_source, mask=is_dim[:, None], other=0.0)
+            v = tl.load(v_source, mask=is_dim[None, :], other=0.0)
+        else:
+            k = tl.load(k_source)
+            v = tl.load(v_source)
+        is_seen = (keys[None, :] <= queries[:, None]) & is_key[None, :]
+        if HAS_WINDOW:
+            is_seen &= keys[None, :] > queries[:, None] - window
+        # What is cached is what later steps see: attend to it as it is rounded there.
+        k, v = k.to(ELEMENT).to(q.dtype), v.to(ELEMENT).to(q.dtype)
+        acc, total, peak = _add_keys(
+            acc, total, peak, q, k, v, is_seen, scale_log2, IS_MASKED, PRECISION
+        )
+    return acc, total, peak
+
+
+@triton.jit(
+    do_not_specialize=["num_requests", "window", "table_stride"],
+    do_not_specialize_on_alignment=["page_table_ptr", "query_starts_ptr", "kv_lengths_ptr"],
+)
 def extend_kernel(
     q_ptr,
+    k_ptr,
+    v_ptr,
     kv_ptr,
     page_table_ptr,
     query_starts_ptr,
@@ -104,6 +171,10 @@ def extend_kernel(
     table_stride,
     q_stride,
     q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
     PAGE_SIZE: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -117,6 +188,7 @@ def extend_kernel(
 ):
     """Grid: blocks of query tokens (num_tokens // TOKENS + num_requests at most), KV heads."""
     TOKENS: tl.constexpr = BLOCK_ROWS // BLOCK_GROUP
+    ELEMENT: tl.constexpr = kv_ptr.dtype.element_ty
     # Later blocks of a request have more keys: they go first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -126,7 +198,7 @@ def extend_kernel(
     first_query = (block - query_start // TOKENS - request) * TOKENS
     if first_query >= query_length:
         return
-    kv_length = tl.load(kv_lengths_ptr + request)
+    cached = tl.load(kv_lengths_ptr + request) - query_length
     rows = tl.arange(0, BLOCK_ROWS)
     queries = first_query + rows // BLOCK_GROUP
     heads = rows % BLOCK_GROUP
@@ -140,27 +212,44 @@ def extend_kernel(
         mask=is_stored,
         other=0.0,
     )
-    first_position = kv_length - query_length + first_query
-    positions = kv_length - query_length + queries
-    key_end = tl.minimum(first_position + TOKENS, kv_length)
-    key_start = 0
-    plain_end = (first_position + 1) // BLOCK_KEYS * BLOCK_KEYS  # seen by every row
-    if HAS_WINDOW:
-        key_start = tl.maximum(first_position - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
-        plain_end = key_start
     peak = tl.full([BLOCK_ROWS], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     table = page_table_ptr + request.to(tl.int64) * table_stride
-    acc, total, peak = _attend_keys(
-        acc, total, peak, q, positions, kv_ptr, table, kv_head, key_start, plain_end, key_end,
-        scale_log2, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW,
-        False, PRECISION,
+    positions = cached + queries
+    page_start = 0
+    page_plain = cached // BLOCK_KEYS * BLOCK_KEYS  # seen by every row, in whole blocks
+    new_end = tl.minimum(first_query + TOKENS, query_length)
+    new_start = 0
+    new_plain = (first_query + 1) // BLOCK_KEYS * BLOCK_KEYS
+    if HAS_WINDOW:
+        page_start = tl.maximum(cached + first_query - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
+        page_plain = page_start
+        new_start = tl.maximum(first_query - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
+        new_plain = new_start
+    else:
+        acc, total, peak = _attend_pages(
+            acc, total, peak, q, positions, kv_ptr, table, kv_head, page_start, page_plain,
+            scale_log2, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+            HAS_WINDOW, False, PRECISION,
+        )  # fmt: skip
+    acc, total, peak = _attend_pages(
+        acc, total, peak, q, positions, kv_ptr, table, kv_head, page_plain, cached,
+        scale_log2, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+        HAS_WINDOW, True, PRECISION,
     )  # fmt: skip
-    acc, total, peak = _attend_keys(
-        acc, total, peak, q, positions, kv_ptr, table, kv_head, plain_end, key_end, key_end,
-        scale_log2, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW,
-        True, PRECISION,
+    first_token = query_start.to(tl.int64)
+    k_new = k_ptr + first_token * k_stride + kv_head * k_head_stride
+    v_new = v_ptr + first_token * v_stride + kv_head * v_head_stride
+    if not HAS_WINDOW:
+        acc, total, peak = _attend_new(
+            acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_start, new_plain,
+            scale_log2, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW, False,
+            PRECISION,
+        )  # fmt: skip
+    acc, total, peak = _attend_new(
+        acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_plain, new_end,
+        scale_log2, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW, True, PRECISION,
     )  # fmt: skip
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     num_heads: tl.constexpr = GROUP * NUM_KV_HEADS

@@ -51,7 +51,7 @@ def gemv_kernel(
     tl.store(target, y.to(y_ptr.dtype.element_ty), mask=is_n[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def skinny_kernel(
     x_ptr,
     w_ptr,
