@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "bench latency": ("chiplet.cli.bench.latency", "One request at a time."),
     "bench throughput": ("chiplet.cli.bench.throughput", "Many requests at once, offline."),
     "bench serve": ("chiplet.cli.bench.serve", "Load on an HTTP server."),
+    "bench step": ("chiplet.cli.bench.step", "Steps beside the least that they could take."),
     "bench prefix": ("chiplet.cli.bench.prefix", "Requests that share a long prefix."),
 }
 """Sub-commands: the module that holds `COMMAND`, and a line for the help."""

