@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 HAS_PLUGIN = find_spec("chiplet_nvidia") is not None
-collect_ignore = [] if HAS_PLUGIN else ["test_nvidia_plugin.py"]
+collect_ignore = [] if HAS_PLUGIN else ["test_nvidia_plugin.py", "test_nvidia_executable.py"]
 
 
 def pytest_report_header():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -16,6 +17,8 @@ from chiplet.api import (
     Step,
     StepLimits,
 )
+from chiplet_nvidia.buckets import recorded_buckets
+from chiplet_nvidia.executable import PinnedRing, RecordedStep, Recorder
 
 
 class StreamEvent:
@@ -77,9 +80,17 @@ class CudaPlatform:
         return host.copy_(tensor, non_blocking=True)
 
     def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
-        """None: every step runs in its exact shape."""
-        return ()
+        """Decode steps and small mixtures; all others run in their exact shape."""
+        return recorded_buckets(limits)
 
     def prepare(self, step: Step) -> Executable:
-        """The step itself."""
-        return step
+        """The step as a CUDA graph."""
+        return RecordedStep(step, self._recorder, self._ring)
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self.torch_device)
+
+    @cached_property
+    def _ring(self) -> PinnedRing:
+        return PinnedRing()
