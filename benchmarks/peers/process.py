@@ -156,6 +156,14 @@ class PeerProcess:
         finally:
             self._signal_all(signal.SIGSTOP)
 
+    def cpu_s(self) -> float:
+        """CPU time that its processes have used, ended children of theirs included."""
+        total = 0.0
+        for member in self.members():
+            with contextlib.suppress(psutil.Error):
+                total += sum(member.cpu_times()[:4])
+        return total
+
     def pss_bytes(self) -> int:
         """Memory of all its processes now; what n processes share counts as 1/n in each."""
         total = 0

@@ -19,11 +19,13 @@ class Findings:
     Attributes:
         by_round: per round, figures by peer; a peer that failed is not there.
         failures: why a peer has no figures, or fewer.
+        disturbances: share of the cores that others used, of each figure.
     """
 
     row: Row
     by_round: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     failures: dict[str, str] = field(default_factory=dict[str, str])
+    disturbances: list[float] = field(default_factory=list[float])
 
     def figures(self, peer: str) -> list[float]:
         """A peer's figures over the rounds."""
@@ -42,7 +44,12 @@ class Findings:
         self, peers: Sequence[str], is_file: Mapping[str, bool], costs: Costs | None
     ) -> dict[str, Any]:
         """All of it, for JSON."""
-        found: dict[str, Any] = {"row": self.row.name, "unit": self.row.unit, "peers": {}}
+        found: dict[str, Any] = {
+            "row": self.row.name,
+            "unit": self.row.unit,
+            "disturbance": max(self.disturbances, default=0.0),
+            "peers": {},
+        }
         for peer in peers:
             figures = self.figures(peer)
             entry: dict[str, Any] = {"figures": figures}
@@ -67,7 +74,8 @@ class Findings:
 def lines(found: Mapping[str, Any], row: Row) -> list[str]:
     """A row of `Findings.as_dict` for people."""
     better = "less is better" if row.lower_is_better else "more is better"
-    text = ["", f"{row.title} [{row.unit}, {better}]"]
+    noise = f"others used up to {found['disturbance']:.0%} of the cores"
+    text = ["", f"{row.title} [{row.unit}, {better}; {noise}]"]
     for peer, entry in found["peers"].items():
         words = f"  {peer:15}"
         if "median" in entry:

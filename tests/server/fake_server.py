@@ -11,8 +11,8 @@ import msgspec
 
 from chiplet.config import EngineConfig, ServerOptions
 from chiplet.errors import ChipletError
-from chiplet.server.launch import serve
 from chiplet.server.processes import ChildCommands
+from chiplet.server.start import serve
 
 COMMANDS = ChildCommands(engine=(sys.executable, "-m", "tests.server.fake_engine_process"))
 

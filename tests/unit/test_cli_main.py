@@ -136,7 +136,7 @@ def test_serve_hands_settings_to_the_server(monkeypatch: pytest.MonkeyPatch) -> 
         return 7
 
     def find(name: str) -> SimpleNamespace:
-        assert name == "chiplet.server.launch"
+        assert name == "chiplet.server.start"
         return SimpleNamespace(serve=serve_fake)
 
     monkeypatch.setattr(serve, "importlib", SimpleNamespace(import_module=find))
@@ -149,7 +149,7 @@ def test_serve_hands_settings_to_the_server(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_server_has_what_serve_calls() -> None:
-    from chiplet.server.launch import serve as real
+    from chiplet.server.start import serve as real
 
     names = list(real.__annotations__)
     assert names[:2] == ["config", "options"]

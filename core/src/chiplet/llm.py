@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich.progress import Progress
@@ -19,12 +19,15 @@ from chiplet.config import EngineConfig
 from chiplet.engine import Engine
 from chiplet.errors import ConfigError, EngineError, RequestError
 from chiplet.formats.catalogue import resolve_model
+from chiplet.plugins import begin_choice, discover
 from chiplet.request import TokenIds, unfold
 from chiplet.sampling_params import SamplingParams
 from chiplet.text.answer_text import AnswerText, TextOptions
 from chiplet.text.chat import apply_chat_template
 from chiplet.text.tokenizer import Tokenizer, load_tokenizer
-from chiplet.worker import EngineFacts, start
+
+if TYPE_CHECKING:
+    from chiplet.worker import EngineFacts
 
 __all__ = ["LLM", "Answer", "Completion", "Message", "Prompt", "StreamDelta"]
 
@@ -57,11 +60,16 @@ class LLM:
         """
         config = _config_of(model, options)
         path = resolve_model(config.model.model)
+        choice = begin_choice(discover(config.device), config.device)
+        # The tensor library takes a second to import; the probes run meanwhile.
+        from chiplet import worker  # noqa: PLC0415
+
         self._tokenizer = load_tokenizer(
             path, config.model.tokenizer_path, config.model.chat_template
         )
         # Nobody is to be told to come back later: offline, any number may wait.
-        engine, self._facts = start(config.replacing("schedule.max_queued_requests", sys.maxsize))
+        config = config.replacing("schedule.max_queued_requests", sys.maxsize)
+        engine, self._facts = worker.start(config, choice)
         self._engine: Engine | None = engine
         self._open_answers: dict[str, OpenAnswer] = {}
         self._request_ids = count()

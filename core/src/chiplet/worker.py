@@ -26,11 +26,12 @@ from chiplet.models.registry import find_model
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes
 from chiplet.plugins import (
     ChosenDevice,
+    DeviceChoice,
     PluginSet,
     SelectionPlan,
     Selector,
     apply_proposals,
-    choose_device,
+    begin_choice,
     discover,
 )
 from chiplet.plugins.self_check import SelfCheck
@@ -89,13 +90,18 @@ class _Assembly:
         return self.checkpoint.config
 
 
-def start(config: EngineConfig) -> tuple[Engine, EngineFacts]:
+def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Engine, EngineFacts]:
     """A running engine with its weights loaded, and the facts about it.
+
+    Args:
+        config: all settings.
+        choice: of the device, begun for `config.device` before this module was imported: probes
+            then run beside the import of the tensor library.
 
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
     """
-    parts = _assemble(config)
+    parts = _assemble(config, choice)
     free_bytes = parts.platform.memory().free_bytes
     _load(parts)
     num_pages = _num_pages(parts, free_bytes)
@@ -126,9 +132,9 @@ def explain(config: EngineConfig) -> SelectionPlan:
     return parts.selector.plan()
 
 
-def _assemble(config: EngineConfig) -> _Assembly:
-    plugins = discover(config.device)
-    chosen = choose_device(plugins, config.device)
+def _assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> _Assembly:
+    choice = choice or begin_choice(discover(config.device), config.device)
+    plugins, chosen = choice.plugin_set, choice.finish()
     chosen.platform.activate()
     path = resolve_model(config.model.model)
     checkpoint = open_checkpoint(path, config.model.load_format)

@@ -8,7 +8,7 @@ from typing import Protocol
 from chiplet.cli.command import ENGINE_GROUPS, MODEL, Command, Given
 from chiplet.config import EngineConfig, ServerOptions
 
-LAUNCH_MODULE = "chiplet.server.launch"
+START_MODULE = "chiplet.server.start"
 
 
 class Serve(Protocol):
@@ -22,7 +22,7 @@ class Serve(Protocol):
 def run(given: Given) -> int:
     """Serve until stopped."""
     # Command line and server are strangers: the server is known by its name, like a sub-command.
-    serve: Serve = importlib.import_module(LAUNCH_MODULE).serve
+    serve: Serve = importlib.import_module(START_MODULE).serve
     return serve(given.engine_config(), given.options("server", ServerOptions()))
 
 

@@ -1,6 +1,6 @@
 """Plugins: found, checked, probed and chosen from at start-up; never in the hot path."""
 
-from chiplet.plugins.device import ChosenDevice, choose_device
+from chiplet.plugins.device import ChosenDevice, DeviceChoice, begin_choice, choose_device
 from chiplet.plugins.discovery import discover
 from chiplet.plugins.explain import render
 from chiplet.plugins.plan import Choice, Rejection, SelectionPlan
@@ -12,6 +12,7 @@ from chiplet.plugins.selection import Selector
 __all__ = [
     "Choice",
     "ChosenDevice",
+    "DeviceChoice",
     "Plugin",
     "PluginSet",
     "ProbeResult",
@@ -20,6 +21,7 @@ __all__ = [
     "SelectionPlan",
     "Selector",
     "apply_proposals",
+    "begin_choice",
     "choose_device",
     "discover",
     "probe_all",

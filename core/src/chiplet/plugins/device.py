@@ -9,7 +9,7 @@ from chiplet.api import DeviceProbe, Platform
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.plugin_set import Plugin, PluginSet, ProbeResult, Quarantined
-from chiplet.plugins.probe import host_facts, probe_all
+from chiplet.plugins.probe import Probes, host_facts, start_probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,50 @@ def choose_device(plugin_set: PluginSet, options: DeviceOptions) -> ChosenDevice
         ConfigError: no such device, or several kinds and none named.
         PluginError: the plugin of the device cannot be used.
     """
-    reference = plugin_set.reference
-    if options.device is None:
-        if not plugin_set.platforms and not _missing_platforms(plugin_set):
-            return _chosen(reference, _reference_device(reference), (_reference_warning(),))
-        return _only_device(plugin_set)
-    device_type, index = parse_device(options.device)
-    if device_type in reference.manifest.device_types:
-        return _named_device(ProbeResult(reference, (_reference_device(reference),)), index)
-    for plugin in plugin_set.platforms:
-        if device_type in plugin.manifest.device_types:
-            return _named_device(probe_all([plugin])[0], index, device_type)
-    raise _unknown_device(plugin_set, device_type)
+    return begin_choice(plugin_set, options).finish()
+
+
+def begin_choice(plugin_set: PluginSet, options: DeviceOptions) -> DeviceChoice:
+    """Start the probes that a choice needs; they run while the caller does something else.
+
+    Raises:
+        ConfigError: the options name a device in a way that cannot be read.
+    """
+    wanted = None if options.device is None else parse_device(options.device)
+    probed = [
+        plugin
+        for plugin in plugin_set.platforms
+        if wanted is None or wanted[0] in plugin.manifest.device_types
+    ]
+    return DeviceChoice(plugin_set, wanted, start_probes(probed))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """A choice of the device under way.
+
+    Attributes:
+        wanted: type and index that the options name.
+    """
+
+    plugin_set: PluginSet
+    wanted: tuple[str, int] | None
+    probes: Probes
+
+    def finish(self) -> ChosenDevice:
+        """The device, once the probes have ended; may be called once. Raises as `choose_device`."""
+        reference = self.plugin_set.reference
+        results = self.probes.results()
+        if self.wanted is None:
+            if not self.plugin_set.platforms and not _missing_platforms(self.plugin_set):
+                return _chosen(reference, _reference_device(reference), (_reference_warning(),))
+            return _only_device(self.plugin_set, results)
+        device_type, index = self.wanted
+        if device_type in reference.manifest.device_types:
+            return _named_device(ProbeResult(reference, (_reference_device(reference),)), index)
+        if results:
+            return _named_device(results[0], index, device_type)
+        raise _unknown_device(self.plugin_set, device_type)
 
 
 def parse_device(text: str) -> tuple[str, int]:
@@ -68,9 +100,8 @@ def parse_device(text: str) -> tuple[str, int]:
     return device_type, int(index) if index else 0
 
 
-def _only_device(plugin_set: PluginSet) -> ChosenDevice:
+def _only_device(plugin_set: PluginSet, results: Sequence[ProbeResult]) -> ChosenDevice:
     """The first device of the only kind found."""
-    results = probe_all(plugin_set.platforms)
     devices = {each.device_type: each for result in results for each in reversed(result.devices)}
     choice = ", ".join(f"'--device {each}'" for each in (*sorted(devices), "reference"))
     for missing in _missing_platforms(plugin_set):

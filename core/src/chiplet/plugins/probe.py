@@ -53,10 +53,14 @@ def probe_all(
     plugins: Sequence[Plugin], *, time_limit_s: float = TIME_LIMIT_S
 ) -> tuple[ProbeResult, ...]:
     """What each plugin's probe found, in the order given; takes no longer than the time limit."""
+    return start_probes(plugins, time_limit_s=time_limit_s).results()
+
+
+def start_probes(plugins: Sequence[Plugin], *, time_limit_s: float = TIME_LIMIT_S) -> Probes:
+    """Start each plugin's probe; they run while the caller does something else."""
     host = host_facts()
     deadline = time.monotonic() + time_limit_s
-    children = [_start(plugin, host) for plugin in plugins]
-    return tuple(_finish(child, deadline, time_limit_s) for child in children)
+    return Probes(tuple(_start(plugin, host) for plugin in plugins), deadline, time_limit_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,19 @@ class _Child:
     process: subprocess.Popen[bytes]
     answer: int
     errors: IO[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Probes under way; who started them asks for their results, once."""
+
+    children: tuple[_Child, ...]
+    deadline_s: float
+    time_limit_s: float
+
+    def results(self) -> tuple[ProbeResult, ...]:
+        """What each probe found, in the order given; blocks until the time limit at most."""
+        return tuple(_finish(child, self.deadline_s, self.time_limit_s) for child in self.children)
 
 
 def _start(plugin: Plugin, host: HostFacts) -> _Child:
