@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -73,7 +74,10 @@ def test_a_peer_is_started_asked_frozen_and_ended(peers: ModuleType, launch) -> 
         with peer.awake():
             assert 0 <= peer.generate([[1], [2]], 3, limit_s=20) < 1
         (member,) = peer.members()
-        assert member.status() == "stopped"
+        deadline = time.monotonic() + 10  # the system takes a moment
+        while member.status() != "stopped":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         with peer.awake():
             assert peer.ask({"op": "report"}, 20) == {"version": "1"}
     assert not peer.is_alive
