@@ -72,7 +72,7 @@ def test_commands_are_what_the_command_line_takes(path: Path) -> None:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith(("chiplet ", ".venv/bin/chiplet ")):
                 words = shlex.split(line, comments=True)[1:]
-                name = " ".join(words[:2] if words[0] == "bench" else words[:1])
+                name = " ".join(words[:2] if words[0] in ("bench", "plugin") else words[:1])
                 given = parse(load_command(name), words[len(name.split()) :])
                 assert given.command_line[: len(name.split()) + 1] == ("chiplet", *name.split())
             elif line.startswith("make "):

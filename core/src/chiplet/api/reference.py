@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, overload
 
 if TYPE_CHECKING:
     from chiplet.api.attention import AttentionImpl, AttentionRequest
+    from chiplet.api.communication import CommunicationRequest, Communicator
     from chiplet.api.linear import LinearImpl, LinearRequest
+    from chiplet.api.moe import MoeImpl, MoeRequest
     from chiplet.api.ops import OpImpl, OpRequest
 
 
@@ -21,6 +23,10 @@ class Reference(Protocol):
     def __call__(self, request: AttentionRequest, /) -> AttentionImpl: ...
     @overload
     def __call__(self, request: LinearRequest, /) -> LinearImpl: ...
+    @overload
+    def __call__(self, request: MoeRequest, /) -> MoeImpl: ...
+    @overload
+    def __call__(self, request: CommunicationRequest, /) -> Communicator: ...
     @overload
     def __call__(self, request: OpRequest, /) -> OpImpl: ...
     def __call__(self, request: Any, /) -> Any:

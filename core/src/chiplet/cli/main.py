@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "chiplet.testing.conformance.command",
         "Hold the providers of a device against the reference.",
     ),
+    "plugin new": ("chiplet.cli.plugin.new", "Write a project that is a working plugin."),
     "bench startup": ("chiplet.cli.bench.startup", "From 'chiplet serve' to the first token."),
     "bench latency": ("chiplet.cli.bench.latency", "One request at a time."),
     "bench throughput": ("chiplet.cli.bench.throughput", "Many requests at once, offline."),
@@ -95,7 +96,7 @@ def _unknown_command(name: str, rest: list[str], family: Mapping[str, object]) -
     if family:
         known = [each.partition(" ")[2] for each in family]
         return ConfigError(
-            f"Unknown benchmark '{rest[0]}'; allowed: {', '.join(known)}.",
+            f"Unknown command '{name} {rest[0]}'; allowed: {', '.join(known)}.",
             remedy=suggestion(rest[0], known),
         )
     known = sorted({each.partition(" ")[0] for each in COMMANDS})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,12 +108,10 @@ def _ranks(
                 raise Skipped(f"needs {size} devices: {error}") from error
         own.platform.activate()
         topology = Topology(world_size=size, local_ranks=(rank,), rendezvous=rendezvous)
-        offered: Iterable[CommunicationProvider] = (
-            candidate.plugin.call("communication", device=own.probe, topology=topology) or ()
-        )
-        named = [each for each in offered if each.name == candidate.name]
+        candidates = gather_candidates(plugins, own.probe, explicit=frozenset(), topology=topology)
+        named = [each for each in candidates["communication"] if each.name == candidate.name]
         assert named, f"rank {rank} of {size} is not offered '{candidate.name}'"
-        return named[0], BuildContext(own.platform)
+        return named[0].provider, build_context(own.platform, candidates)
 
     return Ranks(make)
 

@@ -1,0 +1,1 @@
+"""`chiplet plugin`: for those who write one."""
