@@ -198,6 +198,8 @@ class PeerProcess:
     def kill(self) -> None:
         """End the peer and everything that it started."""
         self._signal_all(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # orphans, if it died by itself
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

@@ -12,6 +12,7 @@ import pytest
 from tests.server.server_process import write_byte_tokenizer
 
 from chiplet import llm as llm_module
+from chiplet import worker
 from chiplet.config import EngineConfig
 from chiplet.engine import Engine
 from chiplet.errors import ConfigError, EngineError, RequestError
@@ -54,7 +55,8 @@ class Fakes:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes()
-    monkeypatch.setattr(llm_module, "start", fakes.start)
+    monkeypatch.setattr(worker, "start", lambda config, choice: fakes.start(config))
+    monkeypatch.setattr(llm_module, "begin_choice", lambda plugins, options: None)
     return fakes
 
 

@@ -60,13 +60,13 @@ class LLM:
         """
         config = _config_of(model, options)
         path = resolve_model(config.model.model)
+        self._tokenizer = load_tokenizer(
+            path, config.model.tokenizer_path, config.model.chat_template
+        )
         choice = begin_choice(discover(config.device), config.device)
         # The tensor library takes a second to import; the probes run meanwhile.
         from chiplet import worker  # noqa: PLC0415
 
-        self._tokenizer = load_tokenizer(
-            path, config.model.tokenizer_path, config.model.chat_template
-        )
         # Nobody is to be told to come back later: offline, any number may wait.
         config = config.replacing("schedule.max_queued_requests", sys.maxsize)
         engine, self._facts = worker.start(config, choice)

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "bench serve": ("chiplet.cli.bench.serve", "Load on an HTTP server."),
     "bench step": ("chiplet.cli.bench.step", "Steps beside the least that they could take."),
     "bench prefix": ("chiplet.cli.bench.prefix", "Requests that share a long prefix."),
+    "bench perplexity": ("chiplet.cli.bench.perplexity", "How well a text is predicted."),
 }
 """Sub-commands: the module that holds `COMMAND`, and a line for the help."""
 
