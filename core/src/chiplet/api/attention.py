@@ -116,6 +116,9 @@ class AttentionImpl(Protocol):
         is recorded or compiled, where `batch.lengths_host` is None: then it must be made of tensor
         operations alone, whose shapes depend on no value. An implementation that needs the
         host's lengths has `plan_storage` too, see `HostPlanning`, or serves eager steps only.
+
+        Raises:
+            NotImplementedError: it serves eager steps only, and `batch.lengths_host` is None.
         """
         ...
 

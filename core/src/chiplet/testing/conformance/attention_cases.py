@@ -155,7 +155,7 @@ def _case(
         dtype=str(request.dtype),
         feature=", ".join(each for each in features if each) or "plain",
         name=f"{shape} {lengths.name}",
-        request=_words(request),
+        request=in_words(request),
         is_quick=is_quick,
         check=check,
     )
@@ -174,7 +174,7 @@ def _far_case(shape: Shape, dtype: Dtype) -> Case:
         dtype=str(dtype),
         feature="offsets above 2^31",
         name=str(shape),
-        request=_words(request),
+        request=in_words(request),
         is_quick=dtype is Dtype.BFLOAT16,
         check=check,
     )
@@ -196,7 +196,7 @@ def _layout_case(shape: Shape, dtype: Dtype) -> Case:
         dtype=str(dtype),
         feature="to and from the canonical layout",
         name=str(shape),
-        request=_words(request),
+        request=in_words(request),
         is_quick=True,
         check=check,
     )
@@ -221,7 +221,8 @@ def _property_case(shape: Shape, dtype: Dtype, name: str, holds: Property) -> Ca
     )
 
 
-def _words(request: AttentionRequest) -> str:
+def in_words(request: AttentionRequest) -> str:
+    """The request in a few words, as the support snapshot has it."""
     window = f", window {request.window}" if request.window is not None else ""
     cache = f", {request.kv.dtype} cache" if request.kv.dtype != request.dtype else ""
     heads = f"{request.num_heads}/{request.num_kv_heads}x{request.head_dim}"

@@ -22,6 +22,7 @@ from chiplet.testing.conformance.op_cases import op_cases
 from chiplet.testing.conformance.package_cases import package_cases
 from chiplet.testing.conformance.platform_cases import platform_cases
 from chiplet.testing.conformance.ranks import Ranks
+from chiplet.testing.conformance.replay_cases import replay_cases
 
 
 def all_cases(*, quick: bool = False) -> list[Case]:
@@ -33,6 +34,7 @@ def all_cases(*, quick: bool = False) -> list[Case]:
         *linear_cases(),
         *moe_cases(),
         *attention_cases(),
+        *replay_cases(),
         *communication_cases(),
         *honesty_cases(),
     )
