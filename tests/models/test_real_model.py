@@ -111,7 +111,7 @@ def test_seeds_stop_strings_and_n(llm: LLM) -> None:
 MEASURE_LOADING = """
 import re, sys
 import psutil
-from chiplet import worker
+from chiplet.assembly import assemble, load
 from chiplet.config import EngineConfig
 from chiplet.runner.reachable import reachable_tensors
 
@@ -124,9 +124,9 @@ def peak_bytes():
     return int(re.search("VmHWM: *(\\\\d+) kB", status.replace("\\t", " "))[1]) * 1024
 
 config = EngineConfig.from_options(device="cpu", dtype=sys.argv[1], max_total_tokens=1024)
-parts = worker._assemble(config)
+parts = assemble(config)
 before = resident_bytes()
-worker._load(parts)
+load(parts)
 stays = resident_bytes() - before
 # Packed by a library a tensor has no address, and the size of what was packed.
 held = {

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -126,10 +127,19 @@ def engine_config(folder: Path, **schedule: int) -> EngineConfig:
 
 @contextmanager
 def running_server(
-    config: EngineConfig, *, api_key: str | None = None, waits: bool = True
+    config: EngineConfig, *, waits: bool = True, **options: Any
 ) -> Iterator[ServerProcess]:
-    """A server with a fake engine; ends with SIGTERM."""
-    process = spawn(config, ServerOptions(port=0, api_key=api_key))
+    """A server with a fake engine and these settings; ends with SIGTERM."""
+    process = spawn(config, ServerOptions(port=0, **options))
+    with watched(process, api_key=options.get("api_key"), waits=waits) as server:
+        yield server
+
+
+@contextmanager
+def watched(
+    process: subprocess.Popen[str], *, api_key: str | None = None, waits: bool = True
+) -> Iterator[ServerProcess]:
+    """A server process that was just started; ends with SIGTERM."""
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+", line)

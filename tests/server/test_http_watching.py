@@ -61,7 +61,7 @@ def test_health(server: ServerProcess) -> None:
 
 
 def test_plan(server: ServerProcess) -> None:
-    assert server.http.get("/debug/plan").json() == {"operations": []}
+    assert server.http.get("/debug/plan").json() == {"operations": [], "denied": []}
 
 
 def test_metrics_count_requests_answers_and_times(server: ServerProcess) -> None:

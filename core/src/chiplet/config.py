@@ -200,6 +200,15 @@ class ServerOptions:
     api_key: str | None = _option(
         None, "Clients must send this key as 'Authorization: Bearer KEY'.", metavar="KEY"
     )
+    max_body_mib: int = _option(
+        32, "Largest body of a request, in MiB; a larger one is answered 413.", minimum=1
+    )
+    engine_timeout_s: float = _option(
+        300.0,
+        "Seconds that the engine may be silent while answers are open before it is started again; "
+        "0 waits for ever.",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

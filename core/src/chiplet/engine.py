@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from chiplet.errors import EngineError
 from chiplet.request import Request, RequestOutput
@@ -21,22 +22,58 @@ class _Launched:
     pending: PendingStep
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Mended:
+    """How an engine goes on after a step has raised.
+
+    Attributes:
+        runner: takes the next steps, on the same pages and slots.
+        message: for people: what failed and is done without.
+        plan: who serves each operation from now on, ready for JSON.
+    """
+
+    runner: Runner
+    message: str
+    plan: dict[str, Any]
+
+
+class Recovery(Protocol):
+    """Knows what a step's error means; `chiplet.recovery.Recovery` is one."""
+
+    def recover(self, error: Exception) -> Mended | None:
+        """Mend what the error shows to be broken; None if there is nothing to mend.
+
+        No step is in flight. May take as long as loading a model does.
+
+        Raises:
+            EngineError: nothing can run on the device any more.
+        """
+        ...
+
+
 class Engine:
     """Drives a scheduler and a runner, one step ahead of the device."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, recovery: Recovery | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._recovery = recovery
         self._in_flight: deque[_Launched] = deque()
         # Outputs that no step brought, until the next call of `step`.
         self._outputs: list[RequestOutput] = []
+        # Why a step failed, until it has been looked into.
+        self._failure: Exception | None = None
         # The device failed; nothing can run on it any more.
         self._fault: EngineError | None = None
+        self._news: list[Mended] = []
 
     @property
     def has_work(self) -> bool:
-        """Some request has not ended, or an output or a fault is not yet delivered."""
-        return self._scheduler.has_work or bool(self._outputs) or self._fault is not None
+        """Some request has not ended, or an output or a failure is not yet dealt with."""
+        is_failing = self._failure is not None or self._fault is not None
+        return is_failing or self._scheduler.has_work or bool(self._outputs)
 
     def stats(self) -> SchedulerStats:
         """Counts at this moment."""
@@ -56,6 +93,11 @@ class Engine:
         if output is not None:
             self._outputs.append(output)
 
+    def take_news(self) -> list[Mended]:
+        """What has been mended since the last call."""
+        news, self._news = self._news, []
+        return news
+
     def step(self) -> list[RequestOutput]:
         """Launch the next step, then wait for the one before it; what became known.
 
@@ -65,14 +107,37 @@ class Engine:
             EngineError: the device failed. The call before gave the last outputs of the step that
                 failed; this engine is of no use any more.
         """
+        if self._failure is not None:
+            self._look_into(self._failure)
         if self._fault is not None:
+            if self._outputs:
+                return self._take_outputs()
             raise self._fault
         is_ahead = self._launch_next()
         # The step just launched stays in flight, unless the device is done with it already.
         while len(self._in_flight) > is_ahead or self._is_next_done():
             self._commit_next()
+        return self._take_outputs()
+
+    def _take_outputs(self) -> list[RequestOutput]:
         outputs, self._outputs = self._outputs, []
         return outputs
+
+    def _look_into(self, failure: Exception) -> None:
+        """Wait for the steps in flight, then mend what made one fail."""
+        while self._in_flight:
+            self._commit_next()
+        self._failure = None
+        try:
+            mended = None if self._recovery is None else self._recovery.recover(failure)
+        except EngineError as fault:
+            self._fault = fault
+            return
+        if mended is not None:
+            self._runner = mended.runner
+            self._news.append(mended)
+        elif isinstance(failure, EngineError):
+            self._fault = failure
 
     def _launch_next(self) -> bool:
         plan = self._scheduler.schedule()
@@ -108,5 +173,5 @@ class Engine:
         if not isinstance(error, Exception):
             raise error
         _log.error("Step %d failed: %s", plan.step_id, error, exc_info=error)
-        if isinstance(error, EngineError):
-            self._fault = self._fault or error
+        if self._failure is None or isinstance(error, EngineError):
+            self._failure = error

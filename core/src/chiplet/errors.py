@@ -85,9 +85,18 @@ class QueueFull(RequestError):
 
 
 class EngineError(ChipletError):
-    """The engine failed underneath a sound request."""
+    """The engine failed underneath a sound request.
+
+    Attributes:
+        deny: implementations to blame, as `--deny` takes them; an engine that is started again
+            does without them.
+    """
 
     code = "engine_error"
+
+    def __init__(self, message: str, *, deny: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.deny = deny
 
 
 class EngineRestarted(EngineError):

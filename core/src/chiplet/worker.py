@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-from chiplet.api import Dtype, Platform, StepLimits
+from chiplet.api import Dtype
+from chiplet.assembly import Assembly, assemble, load, make_runner, make_tables
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.engine import Engine
 from chiplet.errors import ConfigError
-from chiplet.formats.catalogue import resolve_model
-from chiplet.formats.checkpoint import Checkpoint, open_checkpoint
-from chiplet.formats.quantization.registry import NONE, find_format
-from chiplet.layers.context import LayerContext, torch_dtype
+from chiplet.formats.quantization.registry import NONE
 from chiplet.memory.kv_manager import KvManager
-from chiplet.models.base import CausalLM
-from chiplet.models.own_mappings import large_tensors_in_own_mappings
-from chiplet.models.registry import find_model
-from chiplet.models.weights import fill_with_random, load_weights, weight_bytes
-from chiplet.plugins import (
-    ChosenDevice,
-    DeviceChoice,
-    PluginSet,
-    SelectionPlan,
-    Selector,
-    apply_proposals,
-    begin_choice,
-    discover,
-)
-from chiplet.plugins.self_check import SelfCheck
+from chiplet.plugins import DeviceChoice, SelectionPlan
+from chiplet.recovery import Recovery
 from chiplet.request import RequestLimits
-from chiplet.resolution import resolve
-from chiplet.runner.batch_builder import BatchBuilder
-from chiplet.runner.executables import Executables
-from chiplet.runner.kv_pool import allocate, page_bytes
-from chiplet.runner.runner import ModelRunner
-from chiplet.runner.sampler import Sampler
-from chiplet.runner.slots import SlotTables
-from chiplet.runner.step_function import StepFunction
+from chiplet.runner.kv_pool import page_bytes
 from chiplet.scheduler.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -70,26 +43,6 @@ class EngineFacts:
     plan: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Assembly:
-    """A model made for a device, without weights."""
-
-    config: EngineConfig
-    plugins: PluginSet
-    chosen: ChosenDevice
-    checkpoint: Checkpoint
-    selector: Selector
-    model: CausalLM
-
-    @property
-    def platform(self) -> Platform:
-        return self.chosen.platform
-
-    @property
-    def model_config(self) -> ModelConfig:
-        return self.checkpoint.config
-
-
 def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Engine, EngineFacts]:
     """A running engine with its weights loaded, and the facts about it.
 
@@ -101,11 +54,12 @@ def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Eng
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
     """
-    parts = _assemble(config, choice)
+    parts = assemble(config, choice)
     free_bytes = parts.platform.memory().free_bytes
-    _load(parts)
+    load(parts)
     num_pages = _num_pages(parts, free_bytes)
-    runner = _make_runner(parts, num_pages)
+    kv_pool, tables = make_tables(parts, num_pages)
+    runner = make_runner(parts, kv_pool, tables)
     parts.selector.seal()
     runner.prepare(in_background=not parts.config.device.prepare_first)
     kv = KvManager(
@@ -117,7 +71,7 @@ def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Eng
     scheduler = Scheduler(parts.config.schedule, kv, context_length=facts.limits.context_length)
     for line in facts.banner:
         _log.log(logging.WARNING if line in parts.chosen.warnings else logging.INFO, line)
-    return Engine(scheduler, runner), facts
+    return Engine(scheduler, runner, Recovery(parts, kv_pool, tables, runner)), facts
 
 
 def explain(config: EngineConfig) -> SelectionPlan:
@@ -126,111 +80,13 @@ def explain(config: EngineConfig) -> SelectionPlan:
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
     """
-    parts = _assemble(config)
-    _make_runner(parts, num_pages=1)
+    parts = assemble(config)
+    make_runner(parts, *make_tables(parts, num_pages=1))
     parts.selector.seal()
     return parts.selector.plan()
 
 
-def _assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> _Assembly:
-    choice = choice or begin_choice(discover(config.device), config.device)
-    plugins, chosen = choice.plugin_set, choice.finish()
-    chosen.platform.activate()
-    path = resolve_model(config.model.model)
-    checkpoint = open_checkpoint(path, config.model.load_format)
-    config = resolve(
-        apply_proposals(config, plugins, chosen.probe),
-        checkpoint.config,
-        dtypes=chosen.platform.supported_dtypes(),
-    )
-    judge = SelfCheck(chosen.platform) if config.device.self_check else None
-    selector = Selector(plugins, chosen, config.device, judge=judge)
-    assert config.model.context_length is not None
-    context = LayerContext(
-        bindings=selector,
-        dtype=Dtype(config.model.dtype),
-        kv_dtype=Dtype(config.cache.kv_cache_dtype),
-        page_size=config.cache.page_size,
-        max_positions=config.model.context_length,
-        device=chosen.platform.torch_device,
-        quantization=find_format(plugins.quantization_formats(), config.model.quantization),
-    )
-    make_model = find_model(plugins.model_entries(), checkpoint.config.architecture)
-    model = make_model(checkpoint.config, context)
-    selector.check_plan_file()
-    return _Assembly(
-        config=config,
-        plugins=plugins,
-        chosen=chosen,
-        checkpoint=checkpoint,
-        selector=selector,
-        model=model,
-    )
-
-
-def _load(parts: _Assembly) -> None:
-    dtype = torch_dtype(Dtype(parts.config.model.dtype))
-    if parts.checkpoint.is_dummy:
-        fill_with_random(parts.model, dtype=dtype, device=parts.platform.torch_device)
-        return
-    progress = _progress_bar("Loading weights", weight_bytes(parts.model, dtype))
-    with large_tensors_in_own_mappings(), progress as advance:
-        load_weights(
-            parts.model,
-            parts.checkpoint,
-            dtype=dtype,
-            device=parts.platform.torch_device,
-            advance=advance,
-        )
-
-
-@contextmanager
-def _progress_bar(title: str, total_bytes: int) -> Generator[Callable[[int], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total_bytes)
-        yield lambda num_bytes: progress.advance(task, num_bytes)
-
-
-def _make_runner(parts: _Assembly, num_pages: int) -> ModelRunner:
-    """The runner; nothing is prepared yet."""
-    cache, schedule = parts.config.cache, parts.config.schedule
-    assert parts.config.model.context_length is not None
-    kv = allocate(parts.model.attention_layers(), num_pages, parts.platform.torch_device)
-    max_pages = -(-parts.config.model.context_length // cache.page_size)
-    tables = SlotTables(
-        num_slots=schedule.max_running_requests,
-        max_pages=max_pages,
-        vocab_size=parts.model_config.vocab_size,
-        kv=kv.layers,
-        platform=parts.platform,
-    )
-    builder = BatchBuilder(tables, page_size=cache.page_size, padding_page=kv.padding_page)
-    function = StepFunction(
-        parts.model,
-        Sampler(parts.selector),
-        layouts=kv.layouts,
-        state=tables.state,
-        builder=builder,
-        platform=parts.platform,
-    )
-    limits = StepLimits(
-        max_tokens=schedule.chunked_prefill_size + schedule.max_running_requests,
-        max_requests=schedule.max_running_requests,
-        max_pages=max_pages,
-        max_prompt_rows=schedule.chunked_prefill_size,
-        page_size=cache.page_size,
-    )
-    executables = Executables(function, parts.platform, limits, is_eager=parts.config.device.eager)
-    return ModelRunner(executables, platform=parts.platform, tables=tables, builder=builder)
-
-
-def _num_pages(parts: _Assembly, free_bytes: int) -> int:
+def _num_pages(parts: Assembly, free_bytes: int) -> int:
     """Pages that fit beside the weights, as far as they are of any use.
 
     Args:
@@ -259,7 +115,7 @@ def _num_pages(parts: _Assembly, free_bytes: int) -> int:
     return wanted
 
 
-def _activation_bytes(parts: _Assembly) -> int:
+def _activation_bytes(parts: Assembly) -> int:
     """A generous guess at what one step needs beside weights and pages."""
     model, schedule = parts.model_config, parts.config.schedule
     num_tokens = schedule.chunked_prefill_size + schedule.max_running_requests
@@ -285,7 +141,7 @@ def _end_tokens(model: ModelConfig) -> tuple[int, ...]:
     return tuple(each for each in model.eos_token_ids if each not in outside)
 
 
-def _facts(parts: _Assembly, num_pages: int) -> EngineFacts:
+def _facts(parts: Assembly, num_pages: int) -> EngineFacts:
     config, probe = parts.config, parts.chosen.probe
     assert config.model.context_length is not None
     assert config.model.served_model_name is not None

@@ -4,7 +4,7 @@
     engine -> detokenizer    StepTokens, once per step
     detokenizer -> engine    Abort, when a stop string ended an answer
     detokenizer -> server    DetokenizerReady, StepText
-    engine -> server         EngineReady, Stats, Refused
+    engine -> server         EngineReady, Stats, Refused, Recovered
     either child -> server   Failed
 
 A new answer's text options ride along the engine's pipe to the detokenizer (`AnswerOpened` within
@@ -164,16 +164,33 @@ class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
     retry_after_s: int | None = None
 
 
+class Recovered(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A step failed, and the engine goes on without what was to blame.
+
+    Attributes:
+        text: for people: what failed and is done without.
+        plan: who serves each operation from now on, for `/debug/plan`.
+    """
+
+    text: str
+    plan: dict[str, Any]
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The sender cannot go on and ends."""
+    """The sender cannot go on and ends.
+
+    Attributes:
+        deny: what to do without when it is started again, as `--deny` takes it.
+    """
 
     message: str
     remedy: str = ""
+    deny: tuple[str, ...] = ()
 
 
 ToEngine = AddRequest | Abort
 ToDetokenizer = StepTokens
-ToServer = EngineReady | DetokenizerReady | StepText | Stats | Refused | Failed
+ToServer = EngineReady | DetokenizerReady | StepText | Stats | Refused | Recovered | Failed
 
 
 def pack_token_ids(token_ids: TokenIds) -> bytes:

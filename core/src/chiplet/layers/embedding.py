@@ -43,3 +43,8 @@ class Embedding:
         """Take the table."""
         tables = [self._place(self._cut.take(tensor, each)) for each in self._ranks.local_ranks]
         self._table = self._ranks.join(tables)
+
+    def adopt(self, other: Embedding) -> bool:
+        """Take over the table."""
+        self._table = other._table
+        return True

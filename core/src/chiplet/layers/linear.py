@@ -94,6 +94,13 @@ class Linear:
             for raw in self._raw:
                 raw.drop()
 
+    def adopt(self, other: Linear) -> bool:
+        """Take over packed weights, if the same implementation packed them."""
+        if self._impl is not other._impl:
+            return False
+        self._packed = other._packed
+        return True
+
     def _slice(self, part: str, tensor: Tensor, rank: int) -> Tensor:
         """A rank's share of a checkpoint tensor."""
         if part.endswith(".bias") and self._shard is Shard.INPUT:

@@ -102,3 +102,10 @@ class Experts:
         if not self._missing:
             self._packed = self._ranks.join([self._impl.pack(*raw) for raw in self._raw])
             self._raw = [(torch.empty(0), torch.empty(0))]
+
+    def adopt(self, other: Experts) -> bool:
+        """Take over packed weights, if the same implementation packed them."""
+        if self._impl is not other._impl:
+            return False
+        self._packed = other._packed
+        return True

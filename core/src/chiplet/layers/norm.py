@@ -31,6 +31,11 @@ class HeadNorm:
         """Take the scale."""
         self._weight = self._place(tensor)
 
+    def adopt(self, other: HeadNorm) -> bool:
+        """Take over the scale."""
+        self._weight = other._weight
+        return True
+
 
 class RmsNorm:
     """Root-mean-square norm with a learned scale."""
@@ -55,3 +60,8 @@ class RmsNorm:
     def load(self, part: str, tensor: Tensor) -> None:
         """Take the scale."""
         self._weight = self._place(tensor)
+
+    def adopt(self, other: RmsNorm) -> bool:
+        """Take over the scale."""
+        self._weight = other._weight
+        return True

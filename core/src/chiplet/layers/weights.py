@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -22,6 +22,17 @@ class WeightHolder(Protocol):
         """Take one part; the layer is ready after the last one.
 
         The tensor is fresh: the layer may keep it. Its shape has been checked.
+        """
+        ...
+
+    def adopt(self, other: Any) -> bool:
+        """Take over the weights of the same layer in another copy of the model.
+
+        Args:
+            other: of the same type, with its weights.
+
+        Returns:
+            False if it packs them in another way and must load them itself.
         """
         ...
 

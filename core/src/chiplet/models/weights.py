@@ -9,7 +9,7 @@ import torch
 
 from chiplet.errors import ModelError
 from chiplet.formats.checkpoint import Checkpoint
-from chiplet.layers.weights import WeightMap
+from chiplet.layers.weights import WeightMap, WeightTarget
 from chiplet.models.base import CausalLM
 
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -19,6 +19,7 @@ _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 def load_weights(
     model: CausalLM,
     checkpoint: Checkpoint,
+    wanted: WeightMap | None = None,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -29,6 +30,7 @@ def load_weights(
     Args:
         model: made, without weights.
         checkpoint: where the tensors come from.
+        wanted: places to fill, if not all of the model's.
         dtype: type in which tensors are asked for.
         device: where they go.
         advance: called with each tensor's size in the type asked for, in bytes.
@@ -36,7 +38,8 @@ def load_weights(
     Raises:
         ModelError: a tensor is missing, unexpected, there twice or of the wrong shape.
     """
-    targets = model.weight_map()
+    known = model.weight_map()
+    targets = known if wanted is None else wanted
     missing = set(targets)
     unexpected: list[str] = []
     for name, tensor in checkpoint.tensors(dtype):
@@ -48,7 +51,7 @@ def load_weights(
         if name in targets:
             _place(targets, name, tensor, device)
             missing.discard(name)
-        elif not _is_ignored(name, targets):
+        elif name not in known and not _is_ignored(name, known):
             unexpected.append(name)
         advance(tensor.numel() * tensor.element_size())
     if missing or unexpected:
@@ -65,8 +68,36 @@ def weight_bytes(model: CausalLM, dtype: torch.dtype) -> int:
     return sum(math.prod(first.holder.part_shapes[first.part]) for first in firsts) * dtype.itemsize
 
 
-def fill_with_random(model: CausalLM, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Fill a model with reproducible random weights: normal, deviation 0.02; norms are 1."""
+def without_adopted(targets: WeightMap, old: WeightMap) -> dict[str, tuple[WeightTarget, ...]]:
+    """Places whose layers cannot take over the weights of the old model's.
+
+    Args:
+        targets: places in a new model of the same checkpoint, whose layers take over what they can.
+        old: places in the old one.
+    """
+    adopted: dict[int, bool] = {}
+    left: dict[str, tuple[WeightTarget, ...]] = {}
+    for name, places in targets.items():
+        for place, before in zip(places, old[name], strict=True):
+            holder = place.holder
+            if id(holder) not in adopted:
+                adopted[id(holder)] = holder.adopt(before.holder)
+        rest = tuple(each for each in places if not adopted[id(each.holder)])
+        if rest:
+            left[name] = rest
+    return left
+
+
+def fill_with_random(
+    model: CausalLM,
+    wanted: WeightMap | None = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Fill a model, or the places wanted, with reproducible random weights: normal, deviation
+    0.02; norms are 1.
+    """
     generator = torch.Generator(device=device).manual_seed(0)
     targets = model.weight_map()
     for name, places in targets.items():
@@ -77,7 +108,9 @@ def fill_with_random(model: CausalLM, *, dtype: torch.dtype, device: torch.devic
         else:
             tensor = torch.empty(shape, dtype=dtype, device=device)
             tensor.normal_(std=0.02, generator=generator)
-        _place(targets, name, tensor, device)
+        # Those not wanted are drawn all the same, so that the others come out as before.
+        if wanted is None or name in wanted:
+            _place(targets if wanted is None else wanted, name, tensor, device)
 
 
 def _place(targets: WeightMap, name: str, tensor: torch.Tensor, device: torch.device) -> None:

@@ -212,7 +212,7 @@ class Selector:
         Whoever holds the old one must be made anew: uses are counted from zero.
 
         Raises:
-            PluginError: the user pinned it, or nobody else serves the request.
+            ConfigError: the user pinned it, or nobody else serves the request. It stays in use.
         """
         name = failed.seat.candidate.name
         if failed.is_pinned:
@@ -221,12 +221,19 @@ class Selector:
                 remedy="Remove the pin, so that another may serve.",
             )
         self._denials.reasons[failed.operation, name] = reason
-        for request, binding in list(self._bindings.items()):
+        try:
+            anew = {
+                request: self._select(request)
+                for request, binding in self._bindings.items()
+                if operation_of(request) == failed.operation
+                and any(part.seat.candidate.name == name for part in binding.parts)
+            }
+        except ConfigError:
+            del self._denials.reasons[failed.operation, name]
+            raise
+        self._bindings.update(anew)
+        for binding in self._bindings.values():
             binding.num_uses = 0
-            if operation_of(request) == failed.operation and any(
-                part.seat.candidate.name == name for part in binding.parts
-            ):
-                self._bindings[request] = self._select(request)
 
     def _answer(self, request: Request) -> Any:
         binding = self._bindings.get(request)

@@ -73,6 +73,7 @@ class Executables:
         self._ready: dict[ShapeBucket, Executable] = {}
         self._failed: set[ShapeBucket] = set()
         self._remembered: dict[ShapeBucket, Executable] = {}
+        self._is_retired = False
         # Whoever holds it prepares.
         self._preparing = threading.Lock()
         # An eager platform's operations share workspaces: either a launch or a preparation.
@@ -108,6 +109,13 @@ class Executables:
         else:
             self._prepare_all()
 
+    def retire(self) -> None:
+        """Prepare no more, and wait for what is being prepared."""
+        self._is_retired = True
+        with self._preparing:
+            self._ready.clear()
+            self._remembered.clear()
+
     def _choose(self, shape: ShapeBucket) -> Executable:
         serving = [bucket for bucket in self._by_size if bucket.serves(shape)]
         ready = [self._ready[bucket] for bucket in serving if bucket in self._ready]
@@ -135,6 +143,8 @@ class Executables:
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             for bucket in progress.track(self._to_prepare, description="Preparing step shapes"):
+                if self._is_retired:
+                    return
                 self._prepare(bucket)
                 time.sleep(_PAUSE_S)
         _log.info("%d of %d step shapes are ready", len(self._ready), len(self._to_prepare))
@@ -142,7 +152,7 @@ class Executables:
     @torch.inference_mode()
     def _prepare(self, bucket: ShapeBucket) -> None:
         with self._preparing, self._turn:
-            if bucket in self._ready or bucket in self._failed:
+            if self._is_retired or bucket in self._ready or bucket in self._failed:
                 return
             try:
                 step = self._function.for_bucket(bucket)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chiplet.api import KvLayout
+from chiplet.api import KvLayout, KvSpec
 from chiplet.layers.attention import PagedAttention
 from chiplet.layers.context import torch_dtype
 
@@ -56,3 +56,36 @@ def allocate(
         for layer in attention_layers
     )
     return KvPool(layers, layouts, num_pages)
+
+
+_PAGES_AT_ONCE = 256
+
+
+def convert(
+    pool: KvPool, specs: Sequence[tuple[str, KvSpec]], layers: Sequence[PagedAttention]
+) -> KvPool:
+    """The same pages in the layouts of other implementations, by way of the canonical one.
+
+    Pages of layers whose layout stays are the same tensors.
+
+    Args:
+        pool: pages as they are.
+        specs: group and contents of each layer.
+        layers: who will read the pages.
+    """
+    layouts = {layer.request.group: layer.impl.layouts()[0] for layer in layers}
+    tensors = tuple(
+        kv
+        if layouts[group].name == pool.layouts[group].name
+        else _converted(kv, pool.layouts[group], layouts[group], spec, pool.num_pages + 1)
+        for kv, (group, spec) in zip(pool.layers, specs, strict=True)
+    )
+    return KvPool(tensors, layouts, pool.num_pages)
+
+
+def _converted(kv: Tensor, old: KvLayout, new: KvLayout, spec: KvSpec, num_pages: int) -> Tensor:
+    target = torch.empty(new.shape(spec, num_pages), dtype=kv.dtype, device=kv.device)
+    for first in range(0, num_pages, _PAGES_AT_ONCE):
+        ids = torch.arange(first, min(first + _PAGES_AT_ONCE, num_pages), device=kv.device)
+        new.from_canonical(old.to_canonical(kv, ids, spec), target, ids, spec)
+    return target

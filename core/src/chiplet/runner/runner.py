@@ -33,6 +33,10 @@ class ModelRunner:
         """Have the platform prepare its buckets, now or while steps run."""
         self._executables.prepare(in_background=in_background)
 
+    def retire(self) -> None:
+        """Prepare no more; waits for what is being prepared. No step may be launched afterwards."""
+        self._executables.retire()
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start one step and return without waiting for the device."""

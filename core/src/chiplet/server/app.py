@@ -10,8 +10,9 @@ from starlette.types import ASGIApp
 from chiplet import __version__
 from chiplet.config import LogOptions, ServerOptions
 from chiplet.server.errors import install_error_handlers
+from chiplet.server.health import EngineStatus
 from chiplet.server.metrics import CONTENT_TYPE
-from chiplet.server.middleware import CountRequests, RequireKey
+from chiplet.server.middleware import CountRequests, LimitBody, RequireKey
 from chiplet.server.openai.routes import openai_router
 from chiplet.server.service import Service
 from chiplet.server.tokenizing import DetokenizeBody, TokenizeBody, detokenize, tokenize
@@ -24,6 +25,7 @@ API_PATHS = (
     "/detokenize",
     "/livez",
     "/readyz",
+    "/health",
     "/metrics",
     "/debug/plan",
     "/docs",
@@ -42,7 +44,8 @@ def build_app(service: Service, options: ServerOptions, log: LogOptions) -> ASGI
     app.include_router(openai_router(service))
     _add_text_routes(app, service)
     _add_watch_routes(app, service)
-    guarded = app if options.api_key is None else RequireKey(app, api_key=options.api_key)
+    limited = LimitBody(app, max_bytes=options.max_body_mib << 20)
+    guarded = limited if options.api_key is None else RequireKey(limited, api_key=options.api_key)
     return CountRequests(guarded, metrics=service.metrics, paths=API_PATHS, logs=log.log_requests)
 
 
@@ -69,6 +72,11 @@ def _add_watch_routes(app: FastAPI, service: Service) -> None:
         service.engine_for(None)
         return Response("ready\n", media_type="text/plain")
 
+    async def get_health() -> Response:
+        """How the engine is, what failed and what is done without: 200, or 503 without engine."""
+        report = service.health.report(is_busy=service.client.num_open > 0)
+        return _json(report, 200 if report.status is EngineStatus.OK else 503)
+
     async def get_metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
@@ -80,6 +88,7 @@ def _add_watch_routes(app: FastAPI, service: Service) -> None:
     routes = {
         "/livez": get_livez,
         "/readyz": get_readyz,
+        "/health": get_health,
         "/metrics": get_metrics,
         "/debug/plan": get_plan,
     }
@@ -87,5 +96,5 @@ def _add_watch_routes(app: FastAPI, service: Service) -> None:
         app.add_api_route(path, route, methods=["GET"], response_model=None, tags=["Watching"])
 
 
-def _json(body: object) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

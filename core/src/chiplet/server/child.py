@@ -11,7 +11,7 @@ import threading
 
 import msgspec
 
-from chiplet.errors import ChipletError, ConfigError
+from chiplet.errors import ChipletError, ConfigError, EngineError
 from chiplet.ipc.messages import ChildSettings, Failed
 
 DETOKENIZER_SOCKET = "detokenizer.sock"
@@ -54,6 +54,8 @@ def explain_failure(error: Exception) -> Failed:
     """Last words for an error that ends a child process."""
     if isinstance(error, ConfigError):
         return Failed(error.problem, error.remedy)
+    if isinstance(error, EngineError):
+        return Failed(str(error), deny=error.deny)
     if isinstance(error, ChipletError):
         return Failed(str(error))
     logging.getLogger(__name__).debug("What ended this process:", exc_info=error)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from chiplet.config import EngineConfig
 from chiplet.errors import QueueFull, RequestError
@@ -17,6 +17,7 @@ from chiplet.ipc.messages import (
     AddRequest,
     AnswerOpened,
     EngineReady,
+    Recovered,
     Refused,
     Stats,
     StepTokens,
@@ -38,6 +39,20 @@ STATS_INTERVAL_S = 0.1
 """Statistics of a busy engine are sent at most this often."""
 
 logger = logging.getLogger(__name__)
+
+
+class News(Protocol):
+    """A step failed, and the engine goes on; see `chiplet.engine.Mended`."""
+
+    @property
+    def message(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Who serves each operation from now on."""
+        ...
 
 
 class ServedEngine(Protocol):
@@ -62,6 +77,10 @@ class ServedEngine(Protocol):
 
     def step(self) -> list[RequestOutput]:
         """Advance all requests. Blocks for about one step of the device."""
+        ...
+
+    def take_news(self) -> Sequence[News]:
+        """What has been mended since the last call."""
         ...
 
     def stats(self) -> SchedulerStats:
@@ -139,6 +158,8 @@ class EngineLoop:
             for message in self.sockets.inbox.pending():
                 self._take(message)
             outputs = self.engine.step() if self.engine.has_work else []
+            for each in self.engine.take_news():
+                self.sockets.server.send(Recovered(each.message, each.plan))
             # Statistics go first: whoever has seen an answer's end finds it counted.
             self._send_stats()
             self._send_tokens(outputs)

@@ -15,6 +15,7 @@ Status, type, code, and when:
     404  invalid_request_error  model_not_found             another model is served
     404  invalid_request_error  not_found                   no such path
     405  invalid_request_error  method_not_allowed          the path has other methods
+    413  invalid_request_error  request_too_large           the body is larger than is taken
     429  rate_limit_error       queue_full                  too many requests wait; Retry-After
     500  engine_error           engine_error                the engine failed at this request
     500  server_error           internal_error              a defect of the server
@@ -80,17 +81,24 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HttpError:
-    """An error ready to be sent."""
+    """An error ready to be sent.
+
+    Attributes:
+        closes: the connection ends with it.
+    """
 
     status: int
     body: ErrorBody
     retry_after_s: int | None = None
+    closes: bool = False
 
     def response(self) -> Response:
         """As an HTTP answer."""
         headers: dict[str, str] = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
+        if self.closes:
+            headers["Connection"] = "close"
         return Response(self.json(), self.status, headers, media_type="application/json")
 
     def json(self) -> bytes:
@@ -116,6 +124,16 @@ def http_error(error: ChipletError) -> HttpError:
             return HttpError(499, ErrorBody(str(error), "client_error", None, "client_gone"))
         case _:
             return HttpError(500, ErrorBody(str(error), "server_error", None, "internal_error"))
+
+
+def too_large(max_mib: int) -> HttpError:
+    """The answer to a body that is too large; the connection is of no use afterwards."""
+    message = (
+        f"The body has more than {max_mib} MiB, which is the most that this server takes. "
+        "Send less, or start the server with a larger --max-body-mib."
+    )
+    body = ErrorBody(message, "invalid_request_error", None, "request_too_large")
+    return HttpError(413, body, closes=True)
 
 
 def unauthorized() -> HttpError:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +18,7 @@ from chiplet.server.app import API_PATHS, build_app
 from chiplet.server.banner import ready_lines
 from chiplet.server.engine_client import EngineClient
 from chiplet.server.errors import EngineStopping
+from chiplet.server.health import Health
 from chiplet.server.metrics import Metrics
 from chiplet.server.processes import ChildCommands, Generation
 from chiplet.server.service import Service
@@ -67,8 +68,11 @@ class Launch:
         ):
             runner.run(self._serve(listener, generation, tokenizer))
 
-    def _start(self) -> Generation:
-        return Generation(self.config, self.commands)
+    def _start(self, denied: tuple[str, ...]) -> Generation:
+        """A generation whose engine does without some implementations."""
+        device = self.config.device
+        device = replace(device, deny=tuple(dict.fromkeys((*device.deny, *denied))))
+        return Generation(replace(self.config, device=device), self.commands)
 
     async def _serve(
         self, listener: socket.socket, generation: Generation, tokenizer: Tokenizer
@@ -78,8 +82,16 @@ class Launch:
         client = EngineClient(
             metrics, max_answers=schedule.max_running_requests + schedule.max_queued_requests
         )
-        supervisor = Supervisor(client, metrics, start=self._start, on_ready=self._say_ready)
-        app = build_app(Service(client, tokenizer, metrics), self.options, self.config.log)
+        health = Health()
+        supervisor = Supervisor(
+            client,
+            metrics,
+            health,
+            silence_limit_s=self.options.engine_timeout_s,
+            start=self._start,
+            on_ready=self._say_ready,
+        )
+        app = build_app(Service(client, tokenizer, metrics, health), self.options, self.config.log)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

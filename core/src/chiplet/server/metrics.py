@@ -117,6 +117,7 @@ class Metrics:
         inter_token_s: between two tokens of an answer.
         answer_s: from a request's arrival to an answer's end.
         engine_restarts: how often the engine was started again.
+        demotions: implementations that failed in a step and are done without.
         engine: what the engine counts.
     """
 
@@ -153,7 +154,12 @@ class Metrics:
         )
         self.engine_restarts = Counter(
             "chiplet_engine_restarts",
-            "How often the engine was started again after it died.",
+            "How often the engine was started again after it died or hung.",
+            registry=self._registry,
+        )
+        self.demotions = Counter(
+            "chiplet_demotions",
+            "Implementations that failed in a step and are done without.",
             registry=self._registry,
         )
 

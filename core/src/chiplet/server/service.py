@@ -15,6 +15,7 @@ from chiplet.request import RequestLimits, TokenIds, unfold
 from chiplet.sampling_params import SamplingParams
 from chiplet.server.engine_client import EngineClient, WantedAnswer
 from chiplet.server.errors import UnknownModel
+from chiplet.server.health import Health
 from chiplet.server.metrics import Metrics
 from chiplet.text.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ class Service:
     client: EngineClient
     tokenizer: Tokenizer
     metrics: Metrics
+    health: Health
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     def engine_for(self, model: str | None) -> EngineReady:

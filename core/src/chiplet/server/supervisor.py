@@ -9,8 +9,17 @@ from collections import deque
 from collections.abc import Callable
 
 from chiplet.errors import ConfigError, EngineError, EngineRestarted
-from chiplet.ipc.messages import DetokenizerReady, EngineReady, Failed, Refused, Stats, StepText
+from chiplet.ipc.messages import (
+    DetokenizerReady,
+    EngineReady,
+    Failed,
+    Recovered,
+    Refused,
+    Stats,
+    StepText,
+)
 from chiplet.server.engine_client import EngineClient, EngineLink
+from chiplet.server.health import EngineStatus, Health, wait_silence
 from chiplet.server.metrics import Metrics
 from chiplet.server.processes import Generation
 
@@ -25,10 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Starts child processes again when one of them dies, and tells the client.
+    """Starts child processes again when one of them dies or hangs, and tells the client.
 
     Args:
-        start: makes a new generation.
+        health: is kept up to date.
+        silence_limit_s: how long a busy engine may be silent; 0 for ever.
+        start: makes a new generation, whose engine does without the implementations given.
         on_ready: called once, when the first generation is ready.
     """
 
@@ -36,12 +47,16 @@ class Supervisor:
         self,
         client: EngineClient,
         metrics: Metrics,
+        health: Health,
         *,
-        start: Callable[[], Generation],
+        silence_limit_s: float,
+        start: Callable[[tuple[str, ...]], Generation],
         on_ready: Callable[[EngineReady], None],
     ) -> None:
         self._client = client
         self._metrics = metrics
+        self._health = health
+        self._silence_limit_s = silence_limit_s
         self._start = start
         self._on_ready = on_ready
         self._was_ready = False
@@ -60,24 +75,27 @@ class Supervisor:
             finally:
                 generation.stop()
             self._give_up_if_hopeless(failure)
-            logger.error("%s It is being started again.", failure.message)
-            self._metrics.engine_restarts.inc()
-            generation = self._start()
+            self._note_death(failure)
+            generation = self._start(self._health.denied)
 
     async def _follow(self, generation: Generation) -> Failed:
         """Deal out a generation's messages until it is dead; why it died."""
         receiving = asyncio.create_task(self._receive(generation))
         dying = asyncio.create_task(generation.wait_death())
+        hanging = asyncio.create_task(
+            wait_silence(self._health, self._silence_limit_s, lambda: self._client.num_open)
+        )
+        watching = {receiving, dying, hanging}
         try:
-            await asyncio.wait({receiving, dying}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 await asyncio.wait({receiving}, timeout=LAST_WORDS_S)
             if receiving.done():
                 return receiving.result()
-            return Failed(dying.result())
+            return Failed(dying.result() if dying.done() else hanging.result())
         finally:
-            receiving.cancel()
-            dying.cancel()
+            for task in watching:
+                task.cancel()
             self._client.disconnect(
                 EngineRestarted("The engine died and is being started again; repeat the request.")
             )
@@ -88,6 +106,7 @@ class Supervisor:
         has_detokenizer = False
         while True:
             message = await generation.inbox.receive()
+            self._health.note_sign()
             match message:
                 case StepText():
                     self._client.take_text(message)
@@ -95,6 +114,10 @@ class Supervisor:
                     self._metrics.engine.update(values)
                 case Refused():
                     self._client.take_refusal(message)
+                case Recovered(text=text, plan=plan):
+                    self._client.take_plan(plan)
+                    self._metrics.demotions.inc()
+                    self._health.note_event(text)
                 case Failed():
                     return message
                 case EngineReady():
@@ -106,11 +129,23 @@ class Supervisor:
 
     def _connect(self, generation: Generation, engine: EngineReady) -> None:
         self._client.connect(EngineLink(generation.engine, engine))
+        self._health.status = EngineStatus.OK
         if self._was_ready:
             logger.warning("The engine is ready again.")
             return
         self._was_ready = True
         self._on_ready(engine)
+
+    def _note_death(self, failure: Failed) -> None:
+        health = self._health
+        health.status = EngineStatus.RESTARTING
+        health.restarts += 1
+        health.denied = tuple(dict.fromkeys((*health.denied, *failure.deny)))
+        without = f" without {', '.join(failure.deny)}" if failure.deny else ""
+        text = f"{failure.message} It is being started again{without}."
+        health.note_event(text)
+        logger.error("%s", text)
+        self._metrics.engine_restarts.inc()
 
     def _give_up_if_hopeless(self, failure: Failed) -> None:
         if not self._was_ready:

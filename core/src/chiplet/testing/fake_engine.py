@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from chiplet.config import EngineConfig
-from chiplet.errors import ModelError, QueueFull
+from chiplet.errors import EngineError, ModelError, QueueFull
 from chiplet.ipc.messages import EngineReady
 from chiplet.request import FinishReason, Request, RequestLimits, RequestOutput, TokenLogprobs
 from chiplet.scheduler.stats import SchedulerStats, Totals
@@ -20,7 +21,26 @@ ERROR_TOKEN_ID = 0
 CRASH_TOKEN_ID = 1
 """A prompt that begins with this token makes the engine raise."""
 
+HANG_TOKEN_ID = 2
+"""A prompt that begins with this token makes the engine hang."""
+
+FAULT_TOKEN_ID = 3
+"""A prompt that begins with this token breaks the device, until `FAULTY` is denied."""
+
+FAULTY = "attention/global=faulty"
+
+RECOVER_TOKEN_ID = 4
+"""A prompt that begins with this token ends with an error, from which the engine recovers."""
+
 PAGE_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FakeNews:
+    """Tells of a pretended recovery."""
+
+    message: str
+    plan: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -35,12 +55,15 @@ class FakeEngine:
         max_waiting: answers that may wait; more are refused.
         step_s: how long a step takes.
         num_pages: pages it pretends to have.
+        denied: what it does without, as `--deny` takes it.
     """
 
     max_running: int = 64
     max_waiting: int = 1024
     step_s: float = 0.0
     num_pages: int = 1024
+    denied: tuple[str, ...] = ()
+    _news: list[FakeNews] = field(default_factory=list[FakeNews])
     _waiting: list[Request] = field(default_factory=list[Request])
     _running: list[Request] = field(default_factory=list[Request])
     _outputs: list[RequestOutput] = field(default_factory=list[RequestOutput])
@@ -87,6 +110,11 @@ class FakeEngine:
         self._totals.steps += bool(self._running)
         return outputs
 
+    def take_news(self) -> list[FakeNews]:
+        """Pretended recoveries since the last call."""
+        news, self._news = self._news, []
+        return news
+
     def stats(self) -> SchedulerStats:
         """Counts at this moment."""
         num_used = sum(-(-request.num_tokens // PAGE_SIZE) for request in self._running)
@@ -122,7 +150,14 @@ class FakeEngine:
         first = int(request.prompt_token_ids[0])
         if first == CRASH_TOKEN_ID:
             raise RuntimeError("The fake engine was asked to crash.")
-        if first == ERROR_TOKEN_ID:
+        if first == HANG_TOKEN_ID:
+            time.sleep(3600)
+        if first == FAULT_TOKEN_ID and FAULTY not in self.denied:
+            raise EngineError("The fake device was asked to break.", deny=(FAULTY,))
+        if first == RECOVER_TOKEN_ID:
+            message = "A fake provider raised; it is not used any more."
+            self._news.append(FakeNews(message, {"operations": ["recovered"]}))
+        if first in (ERROR_TOKEN_ID, RECOVER_TOKEN_ID):
             return _output(request, FinishReason.ERROR, error="The fake engine was asked to fail.")
         position = len(request.output_token_ids) % request.num_prompt_tokens
         token_id = int(request.prompt_token_ids[position])
@@ -147,6 +182,7 @@ def start_fake_engine(config: EngineConfig) -> tuple[FakeEngine, EngineReady]:
         max_running=config.schedule.max_running_requests,
         max_waiting=config.schedule.max_running_requests + config.schedule.max_queued_requests,
         step_s=0.002,
+        denied=config.device.deny,
     )
     limits = RequestLimits(
         context_length=config.model.context_length or 4096,
@@ -160,7 +196,7 @@ def start_fake_engine(config: EngineConfig) -> tuple[FakeEngine, EngineReady]:
         dtype="float32",
         limits=limits,
         banner=("A fake engine: answers repeat their prompts.",),
-        plan={"operations": []},
+        plan={"operations": [], "denied": list(config.device.deny)},
     )
     return engine, ready
 

@@ -1,0 +1,221 @@
+"""Assembly: a model made for a device, filled with weights, and the runner around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from chiplet.api import Dtype, Platform, StepLimits
+from chiplet.config import EngineConfig, ModelConfig
+from chiplet.formats.catalogue import resolve_model
+from chiplet.formats.checkpoint import Checkpoint, open_checkpoint
+from chiplet.formats.quantization.registry import find_format
+from chiplet.layers.context import LayerContext, torch_dtype
+from chiplet.layers.weights import WeightMap
+from chiplet.models.base import CausalLM
+from chiplet.models.own_mappings import large_tensors_in_own_mappings
+from chiplet.models.registry import find_model
+from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
+from chiplet.plugins import (
+    ChosenDevice,
+    DeviceChoice,
+    PluginSet,
+    Selector,
+    apply_proposals,
+    begin_choice,
+    discover,
+)
+from chiplet.plugins.self_check import SelfCheck
+from chiplet.resolution import resolve
+from chiplet.runner.batch_builder import BatchBuilder
+from chiplet.runner.executables import Executables
+from chiplet.runner.kv_pool import KvPool, allocate
+from chiplet.runner.runner import ModelRunner
+from chiplet.runner.sampler import Sampler
+from chiplet.runner.slots import SlotTables
+from chiplet.runner.step_function import StepFunction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """A model made for a device.
+
+    Attributes:
+        make_model: makes the same model once more, with what the selector answers then.
+        model: without weights, until they are loaded.
+    """
+
+    config: EngineConfig
+    plugins: PluginSet
+    chosen: ChosenDevice
+    checkpoint: Checkpoint
+    selector: Selector
+    make_model: Callable[[], CausalLM]
+    model: CausalLM
+
+    @property
+    def platform(self) -> Platform:
+        """The device."""
+        return self.chosen.platform
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Facts about the checkpoint."""
+        return self.checkpoint.config
+
+
+def assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> Assembly:
+    """Find plugins, device and checkpoint, and make the model without weights.
+
+    Args:
+        config: all settings.
+        choice: of the device, if it has begun.
+
+    Raises:
+        ConfigError: a setting, the checkpoint or a plugin is wrong.
+    """
+    choice = choice or begin_choice(discover(config.device), config.device)
+    plugins, chosen = choice.plugin_set, choice.finish()
+    chosen.platform.activate()
+    path = resolve_model(config.model.model)
+    checkpoint = open_checkpoint(path, config.model.load_format)
+    config = resolve(
+        apply_proposals(config, plugins, chosen.probe),
+        checkpoint.config,
+        dtypes=chosen.platform.supported_dtypes(),
+    )
+    judge = SelfCheck(chosen.platform) if config.device.self_check else None
+    selector = Selector(plugins, chosen, config.device, judge=judge)
+    assert config.model.context_length is not None
+    context = LayerContext(
+        bindings=selector,
+        dtype=Dtype(config.model.dtype),
+        kv_dtype=Dtype(config.cache.kv_cache_dtype),
+        page_size=config.cache.page_size,
+        max_positions=config.model.context_length,
+        device=chosen.platform.torch_device,
+        quantization=find_format(plugins.quantization_formats(), config.model.quantization),
+    )
+    model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)
+
+    def make_model() -> CausalLM:
+        return model_class(checkpoint.config, context)
+
+    model = make_model()
+    selector.check_plan_file()
+    return Assembly(
+        config=config,
+        plugins=plugins,
+        chosen=chosen,
+        checkpoint=checkpoint,
+        selector=selector,
+        make_model=make_model,
+        model=model,
+    )
+
+
+def load(parts: Assembly) -> None:
+    """Fill the model with the checkpoint's weights.
+
+    Raises:
+        ModelError: they do not fit the model.
+    """
+    _fill(parts, parts.model.weight_map())
+
+
+def remake(parts: Assembly) -> Assembly:
+    """The same with a new model, of what the selector answers now.
+
+    Weights are taken over, packed as they are, by layers whose implementation is still the same;
+    those of the others are read from the checkpoint again.
+
+    Raises:
+        ConfigError: the model cannot be made, or the checkpoint is gone.
+    """
+    model = parts.make_model()
+    anew = replace(parts, model=model)
+    missing = without_adopted(model.weight_map(), parts.model.weight_map())
+    if missing:
+        _fill(anew, missing)
+    return anew
+
+
+def make_tables(parts: Assembly, num_pages: int) -> tuple[KvPool, SlotTables]:
+    """The device's pages and what the runner remembers of running requests."""
+    kv = allocate(parts.model.attention_layers(), num_pages, parts.platform.torch_device)
+    tables = SlotTables(
+        num_slots=parts.config.schedule.max_running_requests,
+        max_pages=_max_pages(parts.config),
+        vocab_size=parts.model_config.vocab_size,
+        kv=kv.layers,
+        platform=parts.platform,
+    )
+    return kv, tables
+
+
+def make_runner(parts: Assembly, kv: KvPool, tables: SlotTables) -> ModelRunner:
+    """A runner on existing pages and tables; nothing is prepared yet.
+
+    Raises:
+        ConfigError: the device cannot run such steps.
+    """
+    cache, schedule = parts.config.cache, parts.config.schedule
+    builder = BatchBuilder(tables, page_size=cache.page_size, padding_page=kv.padding_page)
+    function = StepFunction(
+        parts.model,
+        Sampler(parts.selector),
+        layouts=kv.layouts,
+        state=tables.state,
+        builder=builder,
+        platform=parts.platform,
+    )
+    limits = StepLimits(
+        max_tokens=schedule.chunked_prefill_size + schedule.max_running_requests,
+        max_requests=schedule.max_running_requests,
+        max_pages=_max_pages(parts.config),
+        max_prompt_rows=schedule.chunked_prefill_size,
+        page_size=cache.page_size,
+    )
+    executables = Executables(function, parts.platform, limits, is_eager=parts.config.device.eager)
+    return ModelRunner(executables, platform=parts.platform, tables=tables, builder=builder)
+
+
+def _max_pages(config: EngineConfig) -> int:
+    """Most pages of one request."""
+    assert config.model.context_length is not None
+    return -(-config.model.context_length // config.cache.page_size)
+
+
+def _fill(parts: Assembly, targets: WeightMap) -> None:
+    dtype = torch_dtype(Dtype(parts.config.model.dtype))
+    device = parts.platform.torch_device
+    if parts.checkpoint.is_dummy:
+        fill_with_random(parts.model, targets, dtype=dtype, device=device)
+        return
+    progress = _progress_bar("Loading weights", weight_bytes(parts.model, dtype))
+    with large_tensors_in_own_mappings(), progress as advance:
+        load_weights(
+            parts.model,
+            parts.checkpoint,
+            targets,
+            dtype=dtype,
+            device=device,
+            advance=advance,
+        )
+
+
+@contextmanager
+def _progress_bar(title: str, total_bytes: int) -> Generator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total_bytes)
+        yield lambda num_bytes: progress.advance(task, num_bytes)
