@@ -72,6 +72,7 @@ class Executables:
         self._by_size = sorted(buckets, key=_size)
         self._ready: dict[ShapeBucket, Executable] = {}
         self._failed: set[ShapeBucket] = set()
+        self._told: set[str] = set()
         self._remembered: dict[ShapeBucket, Executable] = {}
         self._is_retired = False
         # Whoever holds it prepares.
@@ -162,9 +163,15 @@ class Executables:
                 executable = self._platform.prepare(step)
             except Exception as error:
                 self._failed.add(bucket)
-                _log.warning("%s cannot be prepared: %s", bucket, error, exc_info=error)
+                self._tell(bucket, error)
             else:
                 self._ready[bucket] = _Planned(executable, storages) if storages else executable
+
+    def _tell(self, bucket: ShapeBucket, error: Exception) -> None:
+        """One warning per reason: what fails in one bucket mostly fails in all."""
+        level = logging.DEBUG if str(error) in self._told else logging.WARNING
+        self._told.add(str(error))
+        _log.log(level, "%s cannot be prepared: %s", bucket, error, exc_info=error)
 
 
 class _Planned:

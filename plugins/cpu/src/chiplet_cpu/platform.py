@@ -20,6 +20,9 @@ from chiplet.api import (
 )
 from chiplet_cpu import native
 from chiplet_cpu.host import memory_info, usable_cores
+from chiplet_cpu.recording.arena import Arena
+from chiplet_cpu.recording.buckets import decode_buckets
+from chiplet_cpu.recording.executable import RecordedStep
 
 _FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -32,6 +35,7 @@ class CpuPlatform:
     execution = Execution.OP
 
     def __init__(self, device: DeviceProbe) -> None:
+        self._arena = Arena()
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
 
     def activate(self) -> None:
@@ -63,9 +67,9 @@ class CpuPlatform:
         return tensor.clone()
 
     def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
-        """None: every step runs in its exact shape."""
-        return ()
+        """Batches of one token each, where there are kernels to put on a tape."""
+        return decode_buckets(limits) if native.is_available() else ()
 
     def prepare(self, step: Step) -> Executable:
-        """The step itself."""
-        return step
+        """The step, recorded."""
+        return RecordedStep(step, self._arena)

@@ -1,0 +1,112 @@
+"""Recorded steps: memory, operations between kernels, and what is refused."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from chiplet.api import ALL_SAMPLING, BuildContext, DeviceProbe, Dtype, Op, OpRequest, StepLimits
+from chiplet_cpu import native
+from chiplet_cpu.ops.native import NativeOpsProvider
+from chiplet_cpu.platform import CpuPlatform
+from chiplet_cpu.recording.arena import Arena
+from chiplet_cpu.recording.buckets import decode_buckets
+from chiplet_cpu.recording.recorder import CannotRecord, Recorder
+
+PROBE = DeviceProbe(device_type="cpu", index=0, name="A CPU", total_memory_bytes=1)
+
+
+@pytest.fixture(params=[1] if native.is_available() else [])
+def norm(request):
+    context = BuildContext(CpuPlatform(PROBE))
+    return NativeOpsProvider().build(OpRequest(op=Op.RMS_NORM, dtype=Dtype.FLOAT32), context)
+
+
+@torch.inference_mode()
+def test_repetition_follows_its_inputs(norm):
+    random = torch.Generator().manual_seed(0)
+    table, weight, scale = (torch.randn(n, generator=random) for n in ((9, 8), (8,), (8, 8)))
+    counts = torch.zeros(9, dtype=torch.int32)
+    ids = torch.zeros(4, dtype=torch.int32)
+
+    def step():
+        x = norm(table[torch.where(ids < 0, -ids, ids)], weight, 1e-5)
+        x = norm((x @ scale).view(2, 2, 8).transpose(0, 1).reshape(4, 8), weight, 1e-5)
+        counts.index_add_(0, ids, torch.ones_like(ids))
+        first, second = x.to(torch.bfloat16).float().split([3, 5], dim=1)
+        values, places = torch.cat([second, first], dim=1).topk(2, dim=1)
+        return values, places.int()
+
+    recorder = Recorder(Arena())
+    with recorder:
+        recorded = step()
+    for wanted in ([1, 2, 3, 4], [8, 0, 2, 2]):
+        ids.copy_(torch.tensor(wanted))
+        counts.zero_()
+        for entry in recorder.entries:
+            entry()
+        assert counts.tolist() == [Counter(wanted)[each] for each in range(9)]
+        assert all(torch.equal(*pair) for pair in zip(recorded, step(), strict=True))
+    assert "aten.where.self" in recorder.torch_operations
+    assert len(recorder.entries) == len(recorder.torch_operations) + 2
+    native.library.tape_drop(recorder.tape)
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda x: x.sum().item(), "_local_scalar_dense"),
+        (lambda x: bool(x[0] > 0), "_local_scalar_dense"),
+        (lambda x: x.nonzero(), "nonzero"),
+        (lambda x: x[x > 0], "index"),
+        (lambda x: torch.equal(x, x), "equal"),
+        (lambda x: x.numpy(), "numpy"),
+        (lambda x: x.tolist(), "tolist"),
+    ],
+)
+def test_what_depends_on_values_is_refused_by_name(norm, read, name):
+    recorder = Recorder(Arena())
+    with pytest.raises(CannotRecord, match=name), recorder:
+        read(norm(torch.ones(2, 2), torch.ones(2), 1e-5)[0])
+    assert recorder.tape
+    native.library.tape_drop(recorder.tape)
+    assert norm(torch.ones(1, 2), torch.ones(2), 0.0).tolist() == [[1.0, 1.0]]
+
+
+def test_memory_is_given_again_when_the_last_view_is_gone():
+    arena = Arena()
+    arena.begin()
+    first = arena.empty((4, 8), torch.float32)
+    view, address = first[1:].flatten(), first.data_ptr()
+    del first
+    second = arena.empty((4, 8), torch.float32)
+    assert second.data_ptr() != address
+    del view
+    third = arena.empty((32,), torch.int32)
+    assert third.data_ptr() == address
+    assert third.tolist() == [0] * 32
+    assert address % 64 == second.data_ptr() % 64 == 0
+    large = arena.empty((3 << 20,), torch.float32)
+    assert large.shape == (3 << 20,)
+    size = arena.size_bytes
+    arena.begin()
+    del second  # of an earlier recording: its memory is free already
+    fourth, fifth = arena.empty((4, 8), torch.float32), arena.empty((4, 8), torch.float32)
+    assert fourth.data_ptr() == address != fifth.data_ptr()
+    assert arena.size_bytes == size
+    assert arena.empty((0, 3), torch.bfloat16).numel() == 0
+
+
+def test_buckets_waste_little():
+    limits = StepLimits(
+        max_tokens=512, max_requests=100, max_pages=600, max_prompt_rows=0, page_size=16
+    )
+    buckets = decode_buckets(limits)
+    assert len(buckets) == len(set(buckets))
+    for num_requests in range(1, 101):
+        serving = [b for b in buckets if b.num_requests >= num_requests]
+        assert min(b.num_requests for b in serving) <= num_requests * 1.125
+    assert {b.max_pages for b in buckets} == {64, 512, 600}
+    assert max(b.num_requests for b in buckets) == 100
+    assert all(b.is_decode for b in buckets)
+    assert any(b.sampling == ALL_SAMPLING for b in buckets)
