@@ -12,14 +12,28 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 import chiplet
-from chiplet import api, errors, hooks, llm, request
+from chiplet import api, errors, forward_batch, hooks, llm, modeling, request
+from chiplet.api import (
+    attention,
+    communication,
+    executable,
+    features,
+    linear,
+    models,
+    moe,
+    ops,
+    platform,
+    quantization,
+)
 from chiplet.cli.command import ENGINE_GROUPS, Command
 from chiplet.cli.main import COMMANDS, load_command
 from chiplet.cli.settings import Setting, settings_of, shown_default, title_of
@@ -33,6 +47,25 @@ FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->"
 
 
+INTERFACES: Mapping[str, tuple[ModuleType, ...]] = {
+    "platform": (platform, executable),
+    "attention": (attention, forward_batch),
+    "linear": (linear,),
+    "moe": (moe,),
+    "ops": (ops,),
+    "quantization": (quantization,),
+    "communication": (communication,),
+    "models": (models, modeling),
+}
+"""Modules that each interface consists of; the names in them stand on its page."""
+
+HOOKS: Mapping[str, tuple[str, ...]] = {
+    "platform": ("probe", "platform", "config_proposals", "doctor"),
+    "quantization": ("quantization_formats",),
+}
+"""Hooks of an interface, where they have another name."""
+
+
 def pages() -> dict[str, str]:
     """All generated pages by file name."""
     makers: Mapping[str, Callable[[], Iterator[str]]] = {
@@ -44,6 +77,7 @@ def pages() -> dict[str, str]:
         "errors.md": error_classes,
         "metrics.md": metrics,
         "http.md": http,
+        **{f"interface-{name}.md": partial(interface, name) for name in INTERFACES},
     }
     return {name: NOTE + "\n" + "\n".join(make()) + "\n" for name, make in makers.items()}
 
@@ -100,13 +134,75 @@ def hook_manual() -> Iterator[str]:
 
 
 def plugin_api() -> Iterator[str]:
-    """Every public name of chiplet.api."""
+    """Every public name of chiplet.api that belongs to no single interface."""
     yield "# chiplet.api\n"
-    yield "All that a plugin may import from Chiplet.\n"
-    versions = ", ".join(f"{name} {a}.{b}" for name, (a, b) in api.INTERFACE_VERSIONS.items())
-    yield f"Versions of the interfaces: {versions}.\n"
-    for name in sorted(api.__all__):
+    yield "All that a plugin may import from Chiplet; models import `chiplet.modeling` too.\n"
+    yield "| Interface | Version | Names |\n|---|---|---|"
+    placed: set[str] = set()
+    for interface_name, (major, minor) in api.INTERFACE_VERSIONS.items():
+        names = [each for each in names_of(interface_name) if each in api.__all__]
+        placed.update(names)
+        page = f"[{interface_name}](interface-{interface_name}.md)"
+        yield f"| {page} | {major}.{minor} | {', '.join(f'`{each}`' for each in names)} |"
+    yield "\nWhat follows is common to several interfaces.\n"
+    for name in sorted(set(api.__all__) - placed):
         yield from entry(name, getattr(api, name))
+
+
+def interface(name: str) -> Iterator[str]:
+    """One interface: its version, hooks and features, and every name that belongs to it."""
+    major, minor = api.INTERFACE_VERSIONS[name]
+    yield f"# Interface {name} {major}.{minor}\n"
+    yield f'In a manifest: `{name} = ">={major}.{minor},<{major}.{minor + 1}"`.'
+    yield "Fields, shapes, types, what is changed, what blocks and what is raised are as written in"
+    yield "the code; where nothing is said of a change, nothing is changed.\n"
+    for hook in HOOKS.get(name, (name,)):
+        yield f"```python\n{signature(getattr(hooks, hook))}\n```\n"
+        yield from paragraphs(getattr(hooks, hook))
+        yield ""
+    if own := [
+        f"- `{key}`: {text}" for key, text in feature_docs() if text.lower().startswith(name)
+    ]:
+        yield "Features that a request may need:\n"
+        yield from own
+        yield ""
+    for module in INTERFACES[name]:
+        yield from paragraphs(module)
+        yield ""
+    for public in names_of(name):
+        owner = next(each for each in INTERFACES[name] if hasattr(each, public))
+        yield from entry(public, getattr(owner, public))
+
+
+def names_of(name: str) -> list[str]:
+    """Public names of an interface, in the order of the code."""
+    found: list[str] = []
+    for module in INTERFACES[name]:
+        listed = [*api.__all__, *getattr(module, "__all__", ())]
+        for node in ast.parse(inspect.getsource(module)).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [each for each in listed if each == ast.unparse(node.targets[0])]
+            else:
+                names = []
+            found += [each for each in names if not each.startswith("_")]
+        if module is modeling:
+            found += modeling.__all__
+    return found
+
+
+def feature_docs() -> Iterator[tuple[str, str]]:
+    """Every feature with the text below it."""
+    (kind,) = [
+        node
+        for node in ast.parse(inspect.getsource(features)).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    for node, after in pairwise(kind.body):
+        if isinstance(node, ast.Assign) and isinstance(after, ast.Expr):
+            text = " ".join(ast.literal_eval(after.value).split())
+            yield ast.literal_eval(node.value), text
 
 
 def python_api() -> Iterator[str]:
@@ -172,12 +268,14 @@ def http() -> Iterator[str]:
 def entry(name: str, value: Any) -> Iterator[str]:
     """A section on one public name."""
     yield f"## {name}\n"
+    is_opaque = value is Any
     if inspect.isfunction(value):
         yield f"```python\n{signature(value)}\n```\n"
         yield from paragraphs(value)
         yield ""
         return
-    if not inspect.isclass(value):
+    # `Any` is a class where it stands for something opaque.
+    if is_opaque or not inspect.isclass(value):
         yield alias_doc(name) or f"`{value!r}`"
         yield ""
         return
@@ -221,6 +319,7 @@ def alias_doc(name: str) -> str:
         "__version__": "The version installed.",
         "hookimpl": "Marks a function as the implementation of the hook of its name.",
         "Verdict": "`Yes` or `No`.",
+        "WeightMap": "From a checkpoint's tensor name to every `WeightTarget` that takes it.",
         "INTERFACE_VERSIONS": "Version of each plugin interface, as (major, minor).",
     }.get(name, "")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import chiplet
-from chiplet import api, errors, hooks
+from chiplet import api, errors, hooks, modeling
 from chiplet.cli.command import ENGINE_GROUPS
 from chiplet.cli.main import COMMANDS, load_command
 from chiplet.cli.parsing import flags_of
@@ -93,10 +95,17 @@ def test_every_metric_is_documented() -> None:
         assert name.endswith("_created") or f"| `{name}` |" in page("metrics.md")
 
 
-@pytest.mark.parametrize(("module", "name"), [(api, "plugin-api.md"), (chiplet, "python-api.md")])
-def test_every_public_name_is_documented(module: ModuleType, name: str) -> None:
-    text = page(name)
+CONTRACT_PAGES = ("plugin-api.md", *(f"interface-{each}.md" for each in api.INTERFACE_VERSIONS))
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [(api, CONTRACT_PAGES), (modeling, ("interface-models.md",)), (chiplet, ("python-api.md",))],
+)
+def test_every_public_name_is_documented(module: ModuleType, names: Sequence[str]) -> None:
+    text = "".join(map(page, names))
     for public in module.__all__:
+        assert text.count(f"\n## {public}\n") == 1, f"{public} stands on no page, or on two"
         section = text.partition(f"## {public}\n")[2].partition("\n## ")[0]
         assert section.strip(), f"{public} has no text"
 
@@ -105,3 +114,61 @@ def test_every_sampling_field_is_documented() -> None:
     section = page("python-api.md").partition("## SamplingParams\n")[2]
     for each in fields(SamplingParams):
         assert f"- {each.name}: " in section
+
+
+@pytest.mark.parametrize("name", api.INTERFACE_VERSIONS)
+def test_an_interface_has_a_page(name: str) -> None:
+    text = page(f"interface-{name}.md")
+    major, minor = api.INTERFACE_VERSIONS[name]
+    assert f"# Interface {name} {major}.{minor}\n" in text
+    assert f'`{name} = ">={major}.{minor},<{major}.{minor + 1}"`' in text
+    assert "```python\ndef " in text
+
+
+REQUESTS = (
+    api.AttentionRequest,
+    api.LinearRequest,
+    api.MoeRequest,
+    api.OpRequest,
+    api.CommunicationRequest,
+    api.KvSpec,
+    api.WeightScheme,
+    api.ForwardBatch,
+    api.StepInputs,
+    api.DeviceState,
+    api.ModelEntry,
+    api.DeviceProbe,
+    api.Topology,
+)
+
+
+@pytest.mark.parametrize("request_type", REQUESTS)
+def test_every_field_of_a_request_is_explained(request_type: type) -> None:
+    names = getattr(request_type, "_fields", None) or [each.name for each in fields(request_type)]
+    told = (request_type.__doc__ or "").partition("Attributes:\n")[2]
+    assert [each for each in names if not re.search(rf"\b{each}\b", told)] == []
+
+
+def test_every_feature_is_explained() -> None:
+    told = dict(GENERATOR.feature_docs())
+    assert set(told) == set(map(str, api.Feature))
+    starts = ("attention", "linear", "communication", "moe", "ops")
+    assert all(each.lower().startswith(starts) for each in told.values())
+
+
+METHODS_THAT_TAKE_TENSORS = (
+    (api.AttentionImpl, "run"),
+    (api.LinearImpl, "run"),
+    (api.MoeImpl, "run"),
+    (api.MoeImpl, "pack"),
+    (api.KvLayout, "to_canonical"),
+    (api.QuantizationFormat, "quantize"),
+    (api.Communicator, "all_gather"),
+    (api.Communicator, "reduce_scatter"),
+    (api.Communicator, "all_to_all"),
+)
+
+
+@pytest.mark.parametrize(("owner", "name"), METHODS_THAT_TAKE_TENSORS)
+def test_shapes_are_given(owner: type, name: str) -> None:
+    assert "Shapes: " in (getattr(owner, name).__doc__ or "")

@@ -6,27 +6,14 @@ import ast
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from chiplet.api import (
-    BuildContext,
-    DeviceProbe,
-    Dtype,
-    LinearRequest,
-    LinearWeights,
-    No,
-    Yes,
-)
 from chiplet.cli.main import load_command
 from chiplet.cli.parsing import parse
 from chiplet.cli.serve import COMMAND as SERVE
-from chiplet.config import DeviceOptions
-from chiplet.plugins import discover
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -107,42 +94,3 @@ def test_layers_of_the_architecture_page_are_the_contract() -> None:
     settings = (ROOT / "pyproject.toml").read_text("utf-8")
     layers = re.findall(r'"(.+)",', settings.partition("layers = [")[2].partition("]")[0])
     assert drawn.removeprefix("text").split("\n")[1:-1] == layers
-
-
-@pytest.fixture
-def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The plugin of the manual, installed."""
-    page = ROOT / "docs" / "plugins.md"
-    manifest, entry_point = blocks(page, "toml")
-    package = tmp_path / "acme_linear"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "chiplet_plugin.toml").write_text(manifest)
-    (package / "plugin.py").write_text(blocks(page, "python")[0])
-    info = tmp_path / "acme_linear-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-linear\nVersion: 1.0\n")
-    group, line = entry_point.strip().splitlines()
-    assert group == '[project.entry-points."chiplet.plugins"]'
-    (info / "entry_points.txt").write_text(f"[chiplet.plugins]\n{line.replace(chr(34), '')}\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    for name in [each for each in sys.modules if each.startswith("acme_linear")]:
-        del sys.modules[name]
-
-
-@pytest.mark.usefixtures("acme")
-def test_the_plugin_of_the_manual_works() -> None:
-    found = discover(DeviceOptions(plugins=("acme-linear",)))
-    plugin = next(each for each in found.loaded if each.distribution == "acme-linear")
-    device = DeviceProbe(device_type="cpu", index=0, name="test", total_memory_bytes=1)
-    (provider,) = plugin.call("linear", device=device)
-    request = LinearRequest(role="o_proj", in_features=3, out_features=2, dtype=Dtype.FLOAT32)
-    assert isinstance(provider.assess(request), Yes)
-    refused = LinearRequest(role="o_proj", in_features=3, out_features=2, dtype=Dtype.BFLOAT16)
-    assert isinstance(provider.assess(refused), No)
-    layer = provider.build(request, BuildContext(platform=None))
-    weight, x = torch.randn(2, 3), torch.randn(4, 3)
-    torch.testing.assert_close(
-        layer.run(x, layer.pack(LinearWeights(scheme=None, weight=weight))), x @ weight.T
-    )

@@ -120,7 +120,7 @@ def test_what_transformers_saves(tmp_path: Path, kind: type) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": ["GemmaForCausalLM"]}, "supported: LlamaForCausalLM"),
+        ({"architectures": [7]}, "supported: LlamaForCausalLM"),
         ({"architectures": None, "model_type": "gemma"}, "'gemma' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "supported: default, linear"),
         ({"hidden_act": "gelu"}, "supported: silu"),

@@ -147,7 +147,8 @@ def test_core_imports_no_plugin() -> None:
 def test_plugins_and_examples_import_only_the_contract() -> None:
     wrong: list[str] = []
     for path in python_files("plugins"):
-        allowed = ("chiplet.api", "chiplet.testing") if is_test(path) else ("chiplet.api",)
+        contract = ("chiplet.api", "chiplet.modeling")
+        allowed = (*contract, "chiplet.testing") if is_test(path) else contract
         for line, module in imported_modules(ast.parse(path.read_text("utf-8"))):
             is_core = module.split(".")[0] == "chiplet"
             if is_core and not any(
@@ -156,7 +157,11 @@ def test_plugins_and_examples_import_only_the_contract() -> None:
                 wrong.append(f"{place(path, line)} {module}")
     for path in python_files("examples"):
         for line, module in imported_modules(ast.parse(path.read_text("utf-8"))):
-            if module.split(".")[0] == "chiplet" and module not in ("chiplet", "chiplet.api"):
+            if module.split(".")[0] == "chiplet" and module not in (
+                "chiplet",
+                "chiplet.api",
+                "chiplet.modeling",
+            ):
                 wrong.append(f"{place(path, line)} {module}")
     assert not wrong
 

@@ -65,6 +65,7 @@ from chiplet.api.reference import Reference
 from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
+from chiplet.errors import ConfigError, ModelError
 from chiplet.forward_batch import ForwardBatch, HostLengths
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "Check",
     "CheckStatus",
     "CommunicationProvider",
+    "ConfigError",
     "CommunicationRequest",
     "Communicator",
     "Coding",
@@ -111,6 +113,7 @@ __all__ = [
     "Logprobs",
     "MemoryInfo",
     "ModelEntry",
+    "ModelError",
     "MoeImpl",
     "MoeProvider",
     "MoeRequest",

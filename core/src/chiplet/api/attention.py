@@ -22,6 +22,8 @@ class KvSpec:
     """What one layer's KV cache must hold.
 
     Attributes:
+        num_kv_heads: heads of keys and values, of this rank.
+        head_dim: elements of a head.
         page_size: tokens per page.
         dtype: type of cached keys and values.
     """
@@ -72,8 +74,13 @@ class AttentionRequest:
 
     Attributes:
         group: the name in `--use attention/GROUP=NAME`: 'global' or 'window'.
+        num_heads: heads of queries, of this rank; a multiple of `num_kv_heads`.
+        num_kv_heads: heads of keys and values; query head h reads number
+            h * num_kv_heads // num_heads.
+        head_dim: elements of a head.
         scale: factor on the scores before softmax.
         dtype: type of queries, new keys and values, and output.
+        kv: what the cache of each layer holds.
         window: a token sees the last `window` tokens, itself included; None sees all.
         features: derived from the fields above; checked before `assess`.
     """

@@ -25,6 +25,7 @@ class MoeRequest:
         role: the name in `--use moe/ROLE=NAME`.
         hidden_size: width of input and output.
         intermediate_size: width of each expert's middle, or of this rank's slice of it.
+        num_experts: in the layer.
         top_k: experts per token.
         renormalize: kept weights are divided by their sum.
         dtype: type of weights, input, router logits and output.

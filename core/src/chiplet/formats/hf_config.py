@@ -45,7 +45,7 @@ def read_hf_config(path: Path) -> ModelConfig:
     _refuse_unsupported(facts)
     hidden_size, num_heads = facts.count("hidden_size"), facts.count("num_attention_heads")
     rope_theta, rope_scaling = _rope(facts)
-    default_context = _DEFAULT_CONTEXT_LENGTH[architecture]
+    default_context = _DEFAULT_CONTEXT_LENGTH.get(architecture)
     return ModelConfig(
         architecture=architecture,
         vocab_size=facts.count("vocab_size"),
@@ -147,7 +147,8 @@ def _architecture(facts: _Facts) -> str:
     model_type = facts.values.get("model_type")
     names = cast(list[object], named) if isinstance(named, list) else [named]
     name = names[0] if names else _ARCHITECTURES.get(str(model_type), model_type)
-    if isinstance(name, str) and name in _ARCHITECTURES.values():
+    # One that core does not serve may be a plugin's: who makes the model knows.
+    if isinstance(name, str) and (names or name in _ARCHITECTURES.values()):
         return name
     supported = ", ".join(_ARCHITECTURES.values())
     raise ModelError(

@@ -1,4 +1,4 @@
-"""What a plugin's source may do: import `chiplet.api`, and assign into nothing of Chiplet's."""
+"""What a plugin's source may do: import the contract, and assign into nothing of Chiplet's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chiplet.testing.conformance.case import Case, Subject
 
-_CONTRACT = "chiplet.api"
+_CONTRACT = ("chiplet.api", "chiplet.modeling")
 
 
 def package_cases() -> Iterator[Case]:
@@ -16,7 +16,9 @@ def package_cases() -> Iterator[Case]:
 
     def imports(subject: Subject) -> None:
         found = [each for path in sources(subject.target) for each in foreign_imports(path)]
-        assert not found, f"imports more of Chiplet than {_CONTRACT}: {'; '.join(found)}"
+        assert not found, (
+            f"imports more of Chiplet than {' and '.join(_CONTRACT)}: {'; '.join(found)}"
+        )
 
     def patches(subject: Subject) -> None:
         found = [each for path in sources(subject.target) for each in assignments(path)]
@@ -42,7 +44,7 @@ def foreign_imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         for module in _imported(node):
             is_core = module.partition(".")[0] == "chiplet"
-            if is_core and not f"{module}.".startswith(f"{_CONTRACT}."):
+            if is_core and not f"{module}.".startswith(tuple(f"{each}." for each in _CONTRACT)):
                 yield f"{path.name}:{getattr(node, 'lineno', 0)} {module}"
 
 
