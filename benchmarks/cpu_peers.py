@@ -222,7 +222,7 @@ def play_row(field: Field, found: Findings, names: Sequence[str], source: Prompt
                     f"{found.row.name} {name}: {figures[name]:.4g} {found.row.unit}; others "
                     f"used {disturbance:.0%} of the cores"
                 )
-                if disturbance <= MAX_DISTURBANCE:
+                if disturbance <= MAX_DISTURBANCE or not found.row.is_timed:
                     break
             found.disturbances.append(disturbance)
         except (PeerError, PeerUnsupportedError) as error:

@@ -63,6 +63,7 @@ class Row:
         measure: the figure of one peer for such prompts.
         limit: the best figure that the machine would allow, for a peer that multiplies packed
             4-bit weights by int8 (True) or bfloat16 by bfloat16 (False); None if there is none.
+        is_timed: others that use the cores disturb it.
         is_fresh: each measurement needs a process of its own, not yet started.
         shared_tokens: so many tokens of each group's first prompt begin all its prompts.
     """
@@ -73,6 +74,7 @@ class Row:
     groups: tuple[tuple[int, int], ...]
     measure: Measure
     limit: Limit | None = None
+    is_timed: bool = True
     is_fresh: bool = False
     lower_is_better: bool = False
     shared_tokens: int = 0
@@ -204,6 +206,7 @@ ROWS = (
         unit="MiB",
         groups=((1, INPUT_TOKENS),),
         measure=_memory,
+        is_timed=False,
         is_fresh=True,
         lower_is_better=True,
     ),
