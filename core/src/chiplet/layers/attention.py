@@ -66,6 +66,8 @@ class PagedAttention:
         )
         self.impl = context.bindings.attention(self.request)
         self._run = self.impl.run
+        self._head_counts = [num_heads, num_kv_heads, num_kv_heads]
+        self._num_all_heads = sum(self._head_counts)
 
     def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values of this rank's heads.
@@ -73,9 +75,9 @@ class PagedAttention:
         Shapes: qkv `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`; returns views
         `[num_tokens, num_heads, head_dim]` and two of `[num_tokens, num_kv_heads, head_dim]`.
         """
-        request = self.request
-        heads = qkv.unflatten(1, (-1, request.head_dim))
-        return heads.split([request.num_heads, request.num_kv_heads, request.num_kv_heads], dim=1)
+        heads = qkv.view(-1, self._num_all_heads, self.request.head_dim)
+        # Not `split`, which goes through Python once more and takes twice as long.
+        return heads.split_with_sizes(self._head_counts, dim=1)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
         """Shapes: q and result `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens,
