@@ -30,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 say = @printf '\n==> %s\n' $(1)
 
-.PHONY: help serve test check format docs install model test-device test-tpu bench clean
+.PHONY: help serve test check format docs supported install model test-device test-tpu bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ format: $(DONE)/dev ## Format the code and mend what ruff can mend
 
 docs: $(DONE)/dev ## Write the generated pages of docs/ anew
 	@$(BIN)/python docs/generate.py
+
+supported: $(DONE)/dev ## Write anew what the CPU plugin's providers serve
+	@$(BIN)/python -m tests.conformance.supported
 
 test-device: $(DONE)/dev model ## Run the tests that need an accelerator
 	$(call say,"Tests on the device")

@@ -156,6 +156,7 @@ def _case(
         feature=", ".join(each for each in features if each) or "plain",
         name=f"{shape} {lengths.name}",
         request=in_words(request),
+        asked=request,
         is_quick=is_quick,
         check=check,
     )
@@ -175,6 +176,7 @@ def _far_case(shape: Shape, dtype: Dtype) -> Case:
         feature="offsets above 2^31",
         name=str(shape),
         request=in_words(request),
+        asked=request,
         is_quick=dtype is Dtype.BFLOAT16,
         check=check,
     )
@@ -197,6 +199,7 @@ def _layout_case(shape: Shape, dtype: Dtype) -> Case:
         feature="to and from the canonical layout",
         name=str(shape),
         request=in_words(request),
+        asked=request,
         is_quick=True,
         check=check,
     )

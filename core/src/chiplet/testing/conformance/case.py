@@ -67,6 +67,7 @@ class Case:
         feature: what goes beyond the plain case, like 'window' or 'page permutation'.
         name: what is particular to it; unique within family, operation, dtype and feature.
         request: what is asked, in a few words, for the support snapshot; empty if nothing is.
+        asked: the request itself, where one provider can say by itself whether it serves it.
         is_quick: belongs to the quick tier.
         check: raises AssertionError, Refused or Skipped.
     """
@@ -77,6 +78,7 @@ class Case:
     feature: str = "plain"
     name: str
     request: str = ""
+    asked: Request | None = None
     is_quick: bool = False
     check: Callable[[Subject], None]
 

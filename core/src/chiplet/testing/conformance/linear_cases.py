@@ -137,6 +137,7 @@ def _named(
         feature=feature,
         name=name,
         request=", ".join(filter(None, words)),
+        asked=request,
         is_quick=is_quick,
         check=if_served,
     )

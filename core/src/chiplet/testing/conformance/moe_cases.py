@@ -73,6 +73,7 @@ def _case(
         feature="a row of NaN" if has_spoilt_row else feature,
         name=f"{_words(request)}, weights {weights}, {num_tokens} tokens",
         request=f"moe {_words(request)}, {request.dtype}, weights {weights}",
+        asked=request,
         is_quick=is_quick,
         check=check,
     )

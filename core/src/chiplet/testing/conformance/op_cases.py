@@ -29,6 +29,7 @@ def _case(request: OpRequest, num_rows: int) -> Case:
         dtype=str(request.dtype),
         name=f"{num_rows} rows",
         request=f"ops/{request.op}, {request.dtype}",
+        asked=request,
         is_quick=num_rows in (1, 7, 129),
         check=check,
     )

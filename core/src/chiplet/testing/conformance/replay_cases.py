@@ -48,6 +48,7 @@ def _case(
         feature=window + ("recorded and replayed" if is_recorded else "padded to a bucket"),
         name=f"{shape} {case.name}",
         request=in_words(request),
+        asked=request,
         is_quick=is_quick,
         check=check,
     )

@@ -7,13 +7,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chiplet.errors import ConfigError
-from chiplet.testing.conformance.case import Outcome, Status
+from chiplet.testing.conformance.case import Case, Outcome, Status, Subject
+from chiplet.testing.conformance.verdict import refusal
 
 
 def supported(outcomes: Iterable[Outcome]) -> set[str]:
     """What was served, whether rightly or not, as 'provider: request'."""
     served = (Status.PASSED, Status.FAILED)
     return {_key(each) for each in outcomes if each.case.request and each.status in served}
+
+
+def promised(cases: Iterable[Case], subjects: Sequence[Subject]) -> set[str]:
+    """What providers say that they serve, as 'provider: request'; nothing is run.
+
+    Raises:
+        AssertionError: a provider refuses without a reason, or is not sure.
+    """
+    asked = {(each.family, each.request): each.asked for each in cases if each.asked is not None}
+    return {
+        f"{subject.name}: {words}"
+        for (family, words), request in asked.items()
+        for subject in subjects
+        if subject.family == family and refusal(subject.provider, request) is None
+    }
 
 
 def lost(path: Path, outcomes: Sequence[Outcome], *, provider: str | None) -> list[str]:
