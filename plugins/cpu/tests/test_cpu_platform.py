@@ -84,6 +84,6 @@ def test_doctor():
     checks = {check.name: check for check in plugin.doctor(device=device("avx2 amx_bf16"))}
     assert checks["cpu instruction sets"].status is CheckStatus.OK
     checks = {check.name: check for check in plugin.doctor(device=device("avx2"))}
-    assert checks["cpu instruction sets"].status is CheckStatus.WARNING
-    assert checks["cpu instruction sets"].remedy
+    assert checks["cpu instruction sets"].status is CheckStatus.OK, "nobody can mend a processor"
+    assert "float32 is preferred" in checks["cpu instruction sets"].detail
     assert not plugin.doctor(device=None)

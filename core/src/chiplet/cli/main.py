@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": ("chiplet.cli.generate", "Complete one prompt, or a JSONL file of them, offline."),
     "chat": ("chiplet.cli.chat", "Talk to a model in the terminal."),
     "pull": ("chiplet.cli.pull", "Fetch a model of the catalogue into the cache folder."),
-    "doctor": ("chiplet.cli.doctor", "Check versions, plugins, devices and the model cache."),
+    "doctor": ("chiplet.cli.doctor", "Check host, plugins, devices, model, port and caches."),
     "explain": ("chiplet.cli.explain", "Show who serves each operation, and why others do not."),
     "conformance": (
         "chiplet.testing.conformance.command",

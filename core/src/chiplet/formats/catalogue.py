@@ -133,6 +133,11 @@ def pull(name: str, *, progress: bool = True) -> Path:
     return entry.path
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name is one of the hub's, like 'owner/name', and no path."""
+    return _HUB_NAME.fullmatch(name) is not None and not _is_path(name)
+
+
 def resolve_model(name: str, *, progress: bool = True) -> Path:
     """The path of a model named by path, catalogue name, shape or hub name, fetched if needed.
 
@@ -149,12 +154,15 @@ def resolve_model(name: str, *, progress: bool = True) -> Path:
     shape = find_shape(name)
     if shape is not None:
         return shape
-    is_path = name.startswith((".", "/", "~")) or name.endswith(_WEIGHT_SUFFIXES)
-    if is_path:
+    if _is_path(name):
         raise ModelError(f"There is no file or folder {name}.", remedy="Check the path.")
-    if _HUB_NAME.fullmatch(name):
+    if is_hub_name(name):
         return fetch_from_hub(name)
     raise _unknown(name)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith(_WEIGHT_SUFFIXES)
 
 
 def _unknown(name: str) -> ModelError:

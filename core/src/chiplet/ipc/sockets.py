@@ -13,6 +13,9 @@ import zmq.asyncio
 
 M = TypeVar("M")
 
+MAX_SOCKET_PATH_BYTES = 107
+"""Unix sockets have no longer names."""
+
 SOCKET_MODE = 0o600
 LINGER_MS = 1000
 """How long a closing process waits for its last words to leave."""

@@ -7,7 +7,7 @@ fails at any step is set aside with the reason; the others load.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import Distribution, distributions
@@ -80,14 +80,32 @@ def discover(options: DeviceOptions) -> PluginSet:
 def installed_candidates() -> Iterator[Candidate]:
     """Entry points of the plugin group, by distribution; the first found of a name wins."""
     found: dict[str, Distribution] = {}
+    for distribution in _plugin_distributions():
+        found.setdefault(normalized(distribution.metadata["Name"]), distribution)
+    for _, distribution in sorted(found.items()):
+        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+            yield Candidate(distribution.metadata["Name"], distribution.version, entry_point.module)
+
+
+def duplicates() -> Mapping[str, Sequence[str]]:
+    """Versions of each plugin distribution that is installed more than once, first found first."""
+    versions: dict[str, dict[str, str]] = {}
+    for distribution in _plugin_distributions():
+        # A folder may be on the path twice: that is one installation.
+        place = str(distribution.locate_file("").resolve())  # pyright: ignore[reportAttributeAccessIssue]
+        name = normalized(distribution.metadata["Name"])
+        versions.setdefault(name, {}).setdefault(
+            f"{place} {distribution.version}", distribution.version
+        )
+    return {name: tuple(each.values()) for name, each in versions.items() if len(each) > 1}
+
+
+def _plugin_distributions() -> Iterator[Distribution]:
     for distribution in distributions():
         text = distribution.read_text("entry_points.txt")
         # Only files that mention the group are parsed: a damaged one of a stranger is no concern.
         if text is not None and f"[{ENTRY_POINT_GROUP}]" in text:
-            found.setdefault(normalized(distribution.metadata["Name"]), distribution)
-    for _, distribution in sorted(found.items()):
-        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
-            yield Candidate(distribution.metadata["Name"], distribution.version, entry_point.module)
+            yield distribution
 
 
 def load(candidate: Candidate) -> Plugin | Quarantined:

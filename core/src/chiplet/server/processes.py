@@ -17,11 +17,8 @@ import msgspec
 from chiplet.config import EngineConfig
 from chiplet.errors import ConfigError
 from chiplet.ipc.messages import ChildSettings, ToServer
-from chiplet.ipc.sockets import AsyncInbox, Outbox
+from chiplet.ipc.sockets import MAX_SOCKET_PATH_BYTES, AsyncInbox, Outbox
 from chiplet.server.child import DETOKENIZER_SOCKET, ENGINE_SOCKET, SERVER_SOCKET
-
-MAX_SOCKET_PATH_BYTES = 107
-"""Unix sockets have no longer names."""
 
 STOP_LIMIT_S = 3.0
 """How long a child that was told to end may take before it is killed."""

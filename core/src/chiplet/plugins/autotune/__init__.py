@@ -1,0 +1,1 @@
+"""Autotune: chooses by measurement, and remembers what was measured."""
