@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -253,3 +255,35 @@ def test_plans_made_on_the_host_reach_a_replayed_step(
     Prepared(monkeypatch, Execution.STEP)
     with pytest.raises(ConfigError, match="planned on the host"):
         start(_config(folder))
+
+
+_EXITING = """
+import sys, threading, time
+from chiplet.config import EngineConfig
+from chiplet.reference.platform import ReferencePlatform
+from chiplet.testing.replayed_step import few_buckets
+from chiplet.worker import start
+
+has_begun = threading.Event()
+
+def prepare(platform, step):
+    print("begun", flush=True)
+    has_begun.set()
+    time.sleep(0.5)
+    print("ended", flush=True)
+
+ReferencePlatform.buckets = lambda platform, limits: few_buckets(limits)
+ReferencePlatform.prepare = prepare
+start(EngineConfig.from_options(
+    model=sys.argv[1], device="reference", max_total_tokens=256, context_length=80
+))
+has_begun.wait()
+"""
+
+
+def test_a_program_ends_between_two_preparations_and_not_within_one(tmp_path: Path) -> None:
+    make_checkpoint("llama-tied", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", _EXITING, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["begun", "ended"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -106,6 +108,7 @@ class Executables:
         if not self._to_prepare:
             return
         if in_background:
+            _retire_at_exit(weakref.WeakMethod(self.retire))
             threading.Thread(target=self._prepare_all, name="prepare", daemon=True).start()
         else:
             self._prepare_all()
@@ -172,6 +175,17 @@ class Executables:
         level = logging.DEBUG if str(error) in self._told else logging.WARNING
         self._told.add(str(error))
         _log.log(level, "%s cannot be prepared: %s", bucket, error, exc_info=error)
+
+
+def _retire_at_exit(retire: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """See that no thread prepares when the interpreter ends: inside native code it would abort."""
+
+    def call() -> None:
+        alive = retire()
+        if alive is not None:
+            alive()
+
+    atexit.register(call)
 
 
 class _Planned:
