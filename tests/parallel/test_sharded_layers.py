@@ -145,7 +145,7 @@ def test_one_process_joins_what_each_of_its_ranks_holds():
 
     ranks = RankGroup(size=2, local_ranks=(0, 1), join_shards=join)
     layer = make_linear(ranks, Shard.OUTPUT)
-    whole = make_linear(ONE_RANK, Shard.OUTPUT)._packed.weight
+    whole = make_linear(ONE_RANK, Shard.OUTPUT)._products[0].packed.weight
     assert layer.part_shapes == {"a": (8, 12), "b": (4, 12)}
     ((first, second),) = joined
     assert torch.equal(torch.cat([first[:4], second[:4], first[4:], second[4:]]), whole)

@@ -21,6 +21,7 @@ from chiplet.formats.catalogue import pull
 from chiplet.formats.checkpoint import open_checkpoint
 from chiplet.formats.model_files import Format, ModelFiles, find_model_files, read_model_config
 from chiplet.formats.rope_factors import find_llama3_scaling, llama3_factors
+from chiplet.reference.quantization import dequantize_to
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, MLP = 64, 8, 2, 8, 96, 96
 CONFIG: dict[str, Any] = {
@@ -130,7 +131,12 @@ def _write_gguf(
 
 
 def _tensors(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return dict(open_checkpoint(path).tensors(dtype))
+    """All tensors, the coded ones dequantised."""
+    checkpoint = open_checkpoint(path)
+    tensors = dict(checkpoint.tensors(dtype))
+    coded = {name: each for name, each in tensors.items() if not isinstance(each, torch.Tensor)}
+    assert {name: each.scheme for name, each in coded.items()} == checkpoint.schemes
+    return tensors | {name: dequantize_to(each, dtype) for name, each in coded.items()}
 
 
 def _assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -286,7 +292,11 @@ def test_a_gguf_without_output_is_tied(tmp_path: Path, weights: dict[str, torch.
 def test_a_quantised_gguf(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     kind = GGMLQuantizationType.Q4_1
     path = _write_gguf(tmp_path / "m.gguf", weights, kind)
-    assert open_checkpoint(path).config.dtype is Dtype.FLOAT32
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.dtype is Dtype.FLOAT32
+    matrices = {name for name, tensor in weights.items() if tensor.dim() == 2}
+    assert set(checkpoint.schemes) == matrices
+    assert {str(scheme) for scheme in checkpoint.schemes.values()} == {"q4_1"}
     expected = {
         name: torch.from_numpy(dequantize(quantize(tensor.numpy(), kind), kind))
         if tensor.dim() == 2
@@ -385,7 +395,8 @@ def test_loading_takes_little_more_than_what_is_loaded() -> None:
         torch.ones(8).to(torch.bfloat16)  # what the library takes when first used
         before = status_bytes("VmRSS")
         tensors = dict(open_checkpoint(Path(sys.argv[1])).tensors(torch.bfloat16))
-        loaded = sum(tensor.nbytes for tensor in tensors.values())
+        plain = [each if hasattr(each, "nbytes") else each.weight for each in tensors.values()]
+        loaded = sum(each.nbytes for each in plain)
         print((status_bytes("VmHWM") - before) / loaded)
     """
     output = subprocess.run(

@@ -98,6 +98,7 @@ def assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> Assemb
         page_size=config.cache.page_size,
         max_positions=config.model.context_length,
         device=chosen.platform.torch_device,
+        stored=checkpoint.schemes,
         quantization=find_format(plugins.quantization_formats(), config.model.quantization),
     )
     model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)

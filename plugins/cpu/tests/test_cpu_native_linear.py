@@ -1,5 +1,7 @@
 """Linear layers by the plugin's own kernels, on every instruction set that this processor runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,16 +16,24 @@ from chiplet.api import (
     No,
     WeightScheme,
 )
+from chiplet.reference.quantization import dequantize, random_weights
 from chiplet.testing.conformance import check_linear
 from chiplet_cpu import native
-from chiplet_cpu.linear.native import NativeLinearProvider
+from chiplet_cpu.linear.native import NativeInt8Provider, NativeLinearProvider
 from chiplet_cpu.platform import CpuPlatform
 
 PROBE = DeviceProbe(device_type="cpu", index=0, name="A CPU", total_memory_bytes=1)
 CONTEXT = BuildContext(CpuPlatform(PROBE))
 ISAS = native.instruction_sets() if native.is_available() else ()
 PROVIDER = NativeLinearProvider()
-CODINGS = (None, Coding.Q4_0, Coding.Q4_1, Coding.Q8_0)
+BLOCKS = (Coding.Q4_0, Coding.Q4_1, Coding.Q8_0, Coding.Q4_K, Coding.Q5_K, Coding.Q6_K)
+BOTH = [
+    *((PROVIDER, coding) for coding in (None, *BLOCKS)),
+    *((NativeInt8Provider(), coding) for coding in BLOCKS),
+]
+both = pytest.mark.parametrize(
+    ("provider", "coding"), BOTH, ids=[f"{each.name}-{coding}" for each, coding in BOTH]
+)
 
 
 @pytest.fixture(params=ISAS)
@@ -55,18 +65,61 @@ def linear_request(coding, dtype=Dtype.FLOAT32, shape=(64, 192), has_bias=False)
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 7, 129, 250])
 @pytest.mark.parametrize("dtype", list(Dtype))
-@pytest.mark.parametrize("coding", CODINGS)
-def test_conformance(isa, coding, dtype, num_tokens):
-    request = linear_request(coding, dtype, has_bias=num_tokens % 2 == 1)
-    assert check_linear(PROVIDER, request, CONTEXT, num_tokens=num_tokens)
+@both
+def test_conformance(isa, provider, coding, dtype, num_tokens):
+    request = linear_request(coding, dtype, (64, 256), has_bias=num_tokens % 2 == 1)
+    assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
 
 
-@pytest.mark.parametrize("shape", [(1, 32), (15, 288), (17, 576), (200, 1536)])
-@pytest.mark.parametrize("coding", CODINGS)
-def test_shapes_that_fill_no_panel_or_stretch(isa, threads, coding, shape):
+@pytest.mark.parametrize("shape", [(3, 1), (15, 9), (17, 18), (200, 6)])
+@both
+def test_shapes_that_fill_no_panel_or_stretch(isa, threads, provider, coding, shape):
+    elements = 32 if coding is None else coding.block.elements
     for num_tokens in (1, 5, 13):
-        request = linear_request(coding, shape=shape, has_bias=True)
-        assert check_linear(PROVIDER, request, CONTEXT, num_tokens=num_tokens)
+        request = linear_request(coding, shape=(shape[0], shape[1] * elements), has_bias=True)
+        assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize("coding", BLOCKS)
+def test_rows_are_those_of_the_weight(isa, threads, coding):
+    request = replace(linear_request(coding, Dtype.BFLOAT16, (100, 768)), gives_rows=True)
+    impl = PROVIDER.build(request, CONTEXT)
+    weights = random_weights(request.scheme, (100, 768), torch.Generator().manual_seed(3), 1.0)
+    row_ids = torch.tensor([0, 99, 17, 17, 64, 5], dtype=torch.int32)
+    rows = impl.rows(row_ids, impl.pack(weights))
+    assert rows.dtype is torch.bfloat16
+    torch.testing.assert_close(rows, dequantize(weights)[row_ids.long()].bfloat16())
+
+
+def test_a_row_does_not_depend_on_the_others(isa):
+    x = torch.randn(40, 512, generator=torch.Generator().manual_seed(5))
+    for coding in BLOCKS:
+        request = linear_request(coding, shape=(48, 512))
+        impl = NativeInt8Provider().build(request, CONTEXT)
+        weights = random_weights(request.scheme, (48, 512), torch.Generator().manual_seed(6), 0.05)
+        packed = impl.pack(weights)
+        together = impl.run(x, packed)
+        for index in (0, 11, 12, 39):
+            assert torch.equal(impl.run(x[index : index + 1], packed)[0], together[index])
+
+
+def test_rounding_is_that_of_eight_bits(isa):
+    """Codes times scales of a row, against the same formula in float64."""
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(7))
+    x[1] = 0
+    x[2, :32] *= 1e-38  # too small for an inverse
+    request = linear_request(Coding.Q4_1, shape=(20, 64))
+    impl = NativeInt8Provider().build(request, CONTEXT)
+    weights = random_weights(request.scheme, (20, 64), torch.Generator().manual_seed(8), 0.1)
+    groups = x.double().unflatten(1, (2, 32))
+    scales = groups.abs().amax(-1, keepdim=True) / 127
+    rounded = (groups / scales.clamp(min=1e-30)).round() * scales
+    rounded[2, 0] = 0
+    exact = rounded.flatten(1) @ dequantize(weights).double().t()
+    error = (impl.run(x, impl.pack(weights)).double() - exact).abs()
+    # A value half-way between two codes may round either way in another precision.
+    assert float(error.quantile(0.9)) < 1e-5
+    assert float(error.max()) < 2e-2
 
 
 def test_inputs_of_any_width(isa):
@@ -89,18 +142,28 @@ def test_float32_weights_of_a_bfloat16_checkpoint_are_packed_without_loss(isa):
 
 
 def test_packed_blocks_take_no_more_room_than_the_checkpoint(isa):
-    for coding in CODINGS[1:]:
-        size_bytes = 64 * 192 // 32 * coding.block.size_bytes
+    for coding in BLOCKS:
+        size_bytes = 64 * 512 // coding.block.elements * coding.block.size_bytes
         blocks = torch.zeros(64, size_bytes // 64, dtype=torch.uint8)
-        request = linear_request(coding)
+        request = linear_request(coding, shape=(64, 512))
         weights = LinearWeights(scheme=request.scheme, weight=blocks)
-        assert PROVIDER.build(request, CONTEXT).pack(weights).data.nbytes == size_bytes
+        packed_bytes = PROVIDER.build(request, CONTEXT).pack(weights).data.nbytes
+        # The six-bit scales of two codings take eight bits.
+        assert size_bytes <= packed_bytes <= 1.03 * size_bytes
 
 
 def test_refusals_say_why(monkeypatch):
-    unknown = PROVIDER.assess(linear_request(Coding.Q6_K, shape=(64, 256)))
-    assert isinstance(unknown, No)
+    int8 = NativeInt8Provider()
+    for provider in (PROVIDER, int8):
+        unknown = provider.assess(linear_request(Coding.Q5_0))
+        assert isinstance(unknown, No)
+        assert unknown.reasons[0].code == "scheme"
+        cut = provider.assess(linear_request(Coding.Q6_K, shape=(64, 128)))
+        assert isinstance(cut, No)
+        assert cut.reasons[0].code == "shape"
+    assert isinstance(int8.assess(linear_request(None)), No)
     monkeypatch.setattr(native, "library", None)
-    verdict = PROVIDER.assess(linear_request(None))
-    assert isinstance(verdict, No)
-    assert verdict.reasons[0].code == "build"
+    for provider in (PROVIDER, int8):
+        verdict = provider.assess(linear_request(None))
+        assert isinstance(verdict, No)
+        assert verdict.reasons[0].code == "build"

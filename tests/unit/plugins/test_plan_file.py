@@ -31,7 +31,7 @@ class Judged:
     def __init__(self, *faulty):
         self.faulty, self.compared = faulty, []
 
-    def compare(self, request, impl, reference):
+    def compare(self, request, impl, reference, numerics):
         self.compared.append((impl.name, type(reference).__name__))
         return "differs" if impl.name in self.faulty else ""
 

@@ -36,7 +36,7 @@ from chiplet.api.executable import (
     doubling,
 )
 from chiplet.api.features import Feature
-from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed
+from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed, RowSource
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
 from chiplet.api.moe import MoeImpl, MoeProvider, MoeRequest
@@ -62,7 +62,7 @@ from chiplet.api.quantization import (
     WeightScheme,
 )
 from chiplet.api.reference import Reference
-from chiplet.api.verdicts import No, Reason, Tier, Verdict, Yes
+from chiplet.api.verdicts import No, Numerics, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
 from chiplet.errors import ConfigError, ModelError
@@ -118,6 +118,7 @@ __all__ = [
     "MoeProvider",
     "MoeRequest",
     "No",
+    "Numerics",
     "Op",
     "OpImpl",
     "OpProvider",
@@ -137,6 +138,7 @@ __all__ = [
     "StepInputs",
     "StepLimits",
     "StepOutputs",
+    "RowSource",
     "Tier",
     "Topology",
     "Verdict",

@@ -36,6 +36,8 @@ class Feature(StrEnum):
     """Linear: the input is quantized with scales found in each step."""
     STATIC_ACTIVATIONS = "static_activations"
     """Linear: the input is quantized with a scale that the checkpoint gives."""
+    WEIGHT_ROWS = "weight_rows"
+    """Linear: rows of the packed weight are read too, as an embedding tied to it does."""
     CAPTURED_COLLECTIVES = "captured_collectives"
     """Communication: collectives are recorded in device graphs and replayed."""
     ONE_PROGRAM = "one_program"

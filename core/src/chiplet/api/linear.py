@@ -25,6 +25,7 @@ class LinearRequest:
         dtype: type of input, output, bias and plain weights.
         has_bias: a bias is added.
         scheme: how the weight is quantized; None for plain weights.
+        gives_rows: rows of the weight are read too; the implementation is a `RowSource`.
     """
 
     role: str
@@ -33,12 +34,17 @@ class LinearRequest:
     dtype: Dtype
     has_bias: bool = False
     scheme: WeightScheme | None = None
+    gives_rows: bool = False
 
     @property
     def features(self) -> frozenset[Feature]:
         """What goes beyond the plain case."""
-        found = frozenset[Feature]() if self.scheme is None else self.scheme.features
-        return found | {Feature.BIAS} if self.has_bias else found
+        found = set[Feature]() if self.scheme is None else set(self.scheme.features)
+        if self.has_bias:
+            found.add(Feature.BIAS)
+        if self.gives_rows:
+            found.add(Feature.WEIGHT_ROWS)
+        return frozenset(found)
 
 
 Packed = Any
@@ -63,6 +69,21 @@ class LinearImpl(Protocol):
 
         Shapes: x `[num_tokens, in_features]`, last dimension contiguous; returns
         `[num_tokens, out_features]`.
+        Mutates: nothing.
+        """
+        ...
+
+
+class RowSource(Protocol):
+    """A linear implementation that also gives rows of its weight.
+
+    A table of embeddings is kept in its coding by it, once even where the head is tied to it.
+    """
+
+    def rows(self, row_ids: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """Rows of the weight, in the request's dtype.
+
+        Shapes: row_ids `[n] int32`, each within the weight; returns `[n, in_features]`.
         Mutates: nothing.
         """
         ...

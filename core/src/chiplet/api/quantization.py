@@ -37,7 +37,8 @@ ggml-common.h of the ggml project (blocks), arXiv:2412.19437 section 3.3 (128x12
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -189,6 +190,25 @@ class LinearWeights:
     global_scales: Tensor | None = None
     input_scale: Tensor | None = None
     bias: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input features, N and K."""
+        rows, columns = self.weight.shape
+        if self.scheme is None:
+            return rows, columns
+        block = self.scheme.coding.block
+        if block is not None:
+            return rows, columns // block.size_bytes * block.elements
+        halves = self.scheme.coding in (Coding.INT4, Coding.MXFP4, Coding.NVFP4)
+        return rows, 2 * columns if halves else columns
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> LinearWeights:
+        """The same weights with a function applied to each tensor."""
+        tensors = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
+        return replace(
+            self, **{name: function(each) for name, each in tensors.items() if each is not None}
+        )
 
 
 class QuantizationFormat(Protocol):

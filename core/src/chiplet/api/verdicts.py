@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class Tier(IntEnum):
@@ -13,6 +13,15 @@ class Tier(IntEnum):
     GENERIC = 100
     VENDOR = 200
     TUNED = 300
+
+
+class Numerics(StrEnum):
+    """What an implementation computes beside the formula; 'chiplet explain' says it."""
+
+    EXACT = "exact"
+    """The formula, with no other rounding than that of the request's types."""
+    INT8_ACTIVATIONS = "int8 activations"
+    """Linear: activations are rounded to eight bits, in groups of at most 32 with a scale each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +50,13 @@ class Yes:
             argument), and another provider is asked for larger ones. The implementation must
             compute larger calls all the same. None for all calls; linear layers and operations
             only.
+        numerics: what it computes beside the formula.
     """
 
     score: int
     note: str = ""
     max_tokens: int | None = None
+    numerics: Numerics = Numerics.EXACT
 
     def __post_init__(self) -> None:
         assert self.max_tokens is None or self.max_tokens >= 1, "max_tokens is 1 or more, or None"

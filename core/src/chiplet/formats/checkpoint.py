@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from chiplet.api import LinearWeights, WeightScheme
 from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.gguf_checkpoint import GgufCheckpoint
@@ -30,12 +31,18 @@ class Checkpoint(Protocol):
         """There are no tensors: the loader makes random ones from the config."""
         ...
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    @property
+    def schemes(self) -> Mapping[str, WeightScheme]:
+        """Matrices that are stored in a coding, by name; `tensors` gives them as they are."""
+        ...
+
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor | LinearWeights]]:
         """Names and tensors, one at a time in file order.
 
         Names are Hugging Face's, like 'model.layers.0.self_attn.q_proj.weight'. Floating-point
-        and quantised tensors come as `dtype`. Mutates nothing; blocks while reading. The caller
-        owns each tensor, and keeps memory low by dropping it before asking for the next.
+        tensors come as `dtype`, those in `schemes` as canonical tensors. Mutates nothing; blocks
+        while reading. The caller owns each tensor, and keeps memory low by dropping it before
+        asking for the next.
 
         Raises:
             ModelError: the file is damaged, or this is a dummy.
@@ -49,12 +56,14 @@ class DummyCheckpoint:
     Attributes:
         config: facts about the model.
         is_dummy: True.
+        schemes: empty.
     """
 
     is_dummy = True
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self.schemes: Mapping[str, WeightScheme] = {}
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Raises ModelError: there are none."""

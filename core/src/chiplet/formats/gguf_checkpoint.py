@@ -1,14 +1,18 @@
-"""Checkpoints in GGUF files: tensors under Hugging Face's names, in Hugging Face's order."""
+"""Checkpoints in GGUF files: tensors under Hugging Face's names, in Hugging Face's order.
+
+Matrices in blocks stay in them; see `chiplet.api.Coding`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
 
+from chiplet.api import Coding, Granularity, LinearWeights, WeightScheme
 from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.gguf_config import ROPE_FACTORS, read_gguf_config
@@ -38,11 +42,12 @@ _SKIPPED = re.compile(rf"{re.escape(ROPE_FACTORS)}|blk\.\d+\.attn_rot_embd\.weig
 
 
 class GgufCheckpoint:
-    """Tensors of a model in a GGUF file, dequantised as they are read.
+    """Tensors of a model in a GGUF file.
 
     Attributes:
         config: facts about the model.
         is_dummy: False; there are tensors to read.
+        schemes: matrices that are stored in blocks, by name.
 
     Raises:
         ModelError: the model, or the type of one of its tensors, is not supported.
@@ -58,14 +63,31 @@ class GgufCheckpoint:
             for tensor in file.tensors
             if not _SKIPPED.fullmatch(tensor.name)
         )
+        self.schemes: Mapping[str, WeightScheme] = {
+            name: scheme
+            for name, tensor in self._tensors
+            if (scheme := _scheme(tensor)) is not None
+        }
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors as `dtype`, one at a time in file order."""
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor | LinearWeights]]:
+        """Names and tensors, one at a time in file order: blocks as they are, others as `dtype`."""
         with self._path.open("rb", buffering=0) as file:
             for name, tensor in self._tensors:
-                values = self._read(cast(BinaryIO, file), tensor, dtype)
+                scheme = self.schemes.get(name)
+                if scheme is None:
+                    values = self._read(cast(BinaryIO, file), tensor, dtype)
+                else:
+                    values = self._read_blocks(cast(BinaryIO, file), tensor)
                 num_heads = self._num_rotated_heads(name)
-                yield name, _unpermuted(values, num_heads) if num_heads else values
+                values = _unpermuted(values, num_heads) if num_heads else values
+                yield name, LinearWeights(scheme=scheme, weight=values) if scheme else values
+
+    def _read_blocks(self, file: BinaryIO, tensor: GgufTensor) -> Tensor:
+        num_rows, num_columns = tensor.shape
+        row_bytes = num_columns // tensor.type.group_elements * tensor.type.group_bytes
+        target = torch.empty(num_rows, row_bytes, dtype=torch.uint8)
+        read_bytes_into(file, tensor.offset_bytes, target, self._path)
+        return target
 
     def _read(self, file: BinaryIO, tensor: GgufTensor, dtype: torch.dtype) -> Tensor:
         kind = tensor.type
@@ -85,6 +107,13 @@ class GgufCheckpoint:
         if ".q_proj." in name:
             return self.config.num_heads
         return self.config.num_kv_heads if ".k_proj." in name else 0
+
+
+def _scheme(tensor: GgufTensor) -> WeightScheme | None:
+    """How a matrix is coded; None for what is no matrix, or plain."""
+    if len(tensor.shape) != 2 or tensor.type.name not in Coding.__members__:
+        return None
+    return WeightScheme(coding=Coding[tensor.type.name], granularity=Granularity.PACKED)
 
 
 def _hugging_face_name(file: GgufFile, tensor: GgufTensor) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from chiplet.api import WeightScheme
 from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.tensor_reading import fill_in_pieces, read_bytes_into
@@ -59,6 +60,7 @@ class SafetensorsCheckpoint:
 
     def __init__(self, config: ModelConfig, paths: tuple[Path, ...]) -> None:
         self.config = config
+        self.schemes: Mapping[str, WeightScheme] = {}
         self._files = tuple((path, _read_header(path)) for path in paths)
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

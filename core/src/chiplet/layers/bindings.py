@@ -27,6 +27,10 @@ class Bindings(Protocol):
         """The implementation that serves a linear layer."""
         ...
 
+    def serves(self, request: LinearRequest) -> bool:
+        """Whether somebody would serve a linear layer better than the reference does."""
+        ...
+
     def moe(self, request: MoeRequest) -> MoeImpl:
         """The implementation that serves a mixture of experts."""
         ...

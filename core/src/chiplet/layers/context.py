@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from chiplet.api import Dtype, OpImpl, OpRequest, QuantizationFormat
+from chiplet.api import Dtype, OpImpl, OpRequest, QuantizationFormat, WeightScheme
 from chiplet.api.ops import Op
 from chiplet.layers.bindings import Bindings
 from chiplet.parallel.group import ONE_RANK, RankGroup
@@ -36,6 +37,9 @@ class LayerContext:
         device: where weights go.
         ranks: those that share the model's layers.
         quantization: how linear layers are quantized while loading; None leaves them plain.
+        stored: matrices that the checkpoint holds in a coding, by their tensors' names.
+        prefix: what names of the layers made here begin with in the checkpoint.
+        gives_rows: rows of the linear weights made here are read too.
     """
 
     bindings: Bindings
@@ -46,6 +50,21 @@ class LayerContext:
     device: torch.device
     ranks: RankGroup = ONE_RANK
     quantization: QuantizationFormat | None = None
+    stored: Mapping[str, WeightScheme] = field(default_factory=dict[str, WeightScheme])
+    prefix: str = ""
+    gives_rows: bool = False
+
+    def within(self, name: str) -> LayerContext:
+        """The context of a part of the model."""
+        return replace(self, prefix=self.name_of(name))
+
+    def giving_rows(self) -> LayerContext:
+        """The context of a linear layer whose weight is a table of embeddings too."""
+        return replace(self, gives_rows=True)
+
+    def name_of(self, name: str) -> str:
+        """The whole name of what the context calls so."""
+        return f"{self.prefix}.{name}" if self.prefix else name
 
     def op(self, op: Op, dtype: Dtype | None = None) -> OpImpl:
         """The callable that serves an operation on activations."""

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from chiplet.api import LinearRequest, LinearWeights, Packed
+from chiplet.api import LinearRequest, LinearWeights, Packed, RowSource, WeightScheme
 from chiplet.layers.context import LayerContext
-from chiplet.layers.weights import Shape
+from chiplet.layers.raw_weights import RawWeights
+from chiplet.layers.weights import Shape, Weight, WeightTarget
+from chiplet.parallel.group import RankGroup
 from chiplet.parallel.sharding import Cut, Shard, cut_evenly, cut_or_repeat, cut_padded
 
 
 class Linear:
     """y = x W^T (+ b), where W stacks its parts along the output.
 
-    Ranks share it in the way that `shard` names. Weights are packed by the bound implementation as
-    soon as the last part has come, quantized before if the context says so, and the unpacked ones
-    are dropped: at most one layer exists in both forms.
+    Ranks share it in the way that `shard` names. Parts that a checkpoint holds in a coding which
+    somebody serves stay in it. Neighbours in one coding are one product; mostly all parts are.
+    Weights are packed by the bound implementation as soon as the last part has come, quantized
+    before if the context says so, and the unpacked ones are dropped: at most one layer exists in
+    both forms.
     """
 
     def __init__(
@@ -39,7 +45,8 @@ class Linear:
             context: what every layer needs.
             role: name of the layer in pins and explanations, like 'qkv_proj'.
             in_features: width of the input.
-            parts: output width of each checkpoint matrix, in stacking order.
+            parts: output width of each checkpoint matrix, in stacking order, by its name within
+                the context.
             has_bias: each part has a bias, called 'PART.bias'.
             shard: what each rank holds.
             unit: neighbouring elements of the cut dimension that stay together, as those of a
@@ -49,23 +56,20 @@ class Linear:
         is_input_cut = shard is Shard.INPUT
         widths = parts if is_input_cut else {part: cut.width for part, cut in cuts.items()}
         my_in_features = next(iter(cuts.values())).width if is_input_cut else in_features
-        quantization = context.quantization
         request = LinearRequest(
             role=role,
             in_features=my_in_features,
             out_features=sum(widths.values()),
             dtype=context.dtype,
             has_bias=has_bias,
-            scheme=quantization.scheme(role, my_in_features) if quantization else None,
         )
-        self._impl = context.bindings.linear(request)
-        self._run = self._impl.run
-        self._packed: Packed = None
+        self._products = list(_products(context, request, widths))
+        self._part_products = {part: each for each in self._products for part in each.parts}
+        self._names = {part: context.name_of(part) for part in parts}
         self._ranks = context.ranks
         self._shard = shard if context.ranks.is_shared else Shard.NONE
         self._out_features = sum(parts.values())
         self._cuts = cuts
-        self._raw = [_RawWeights(request, widths, context) for _ in context.ranks.local_ranks]
         self.part_shapes: dict[str, Shape] = {
             part: (width, in_features) for part, width in parts.items()
         }
@@ -78,35 +82,123 @@ class Linear:
         Shapes: x `[num_tokens, in_features]`, or a slice with `Shard.INPUT`; returns
         `[num_tokens, sum of parts]`.
         """
-        y = self._run(x, self._packed)
+        first, *rest = self._products
+        y = first.run(x, first.packed)
+        if rest:
+            y = torch.cat([y, *(each.run(x, each.packed) for each in rest)], dim=1)
         if self._shard is Shard.INPUT:
             return self._ranks.all_reduce(y)
         if self._shard is Shard.GATHERED:
             return self._ranks.all_gather(y)[:, : self._out_features]
         return y
 
-    def load(self, part: str, tensor: Tensor) -> None:
+    @property
+    def gives_rows(self) -> bool:
+        """Whether the weight is one that stays in its coding and gives rows."""
+        return self._products[0].gives_rows
+
+    def rows(self, row_ids: Tensor) -> Tensor:
+        """Rows of the weight.
+
+        Shapes: row_ids `[n] int32`; returns `[n, in_features]`.
+        """
+        product = self._products[0]
+        return product.rows(row_ids, product.packed)
+
+    def weights(self) -> Iterator[tuple[str, WeightTarget]]:
+        """Names of the checkpoint's tensors, and where they go."""
+        for part in self.part_shapes:
+            name = part.removesuffix(".bias")
+            kind = "bias" if part.endswith(".bias") else "weight"
+            yield f"{self._names[name]}.{kind}", WeightTarget(self, part)
+
+    def load(self, part: str, weight: Weight) -> None:
         """Take one part; pack after the last."""
-        for rank, raw in zip(self._ranks.local_ranks, self._raw, strict=True):
-            raw.put(part, self._slice(part, tensor, rank))
-        if not self._raw[0].missing:
-            self._packed = self._ranks.join([self._impl.pack(raw.weights()) for raw in self._raw])
-            for raw in self._raw:
-                raw.drop()
+        product = self._part_products[part.removesuffix(".bias")]
+        for rank, raw in zip(self._ranks.local_ranks, product.raw, strict=True):
+            raw.put(part, self._slice(part, weight, rank))
+        product.pack_if_complete(self._ranks)
 
     def adopt(self, other: Linear) -> bool:
-        """Take over packed weights, if the same implementation packed them."""
-        if self._impl is not other._impl:
+        """Take over packed weights, if the same implementations packed them."""
+        mine, theirs = ([(each.impl, each.parts) for each in one._products] for one in (self, other))
+        if mine != theirs:
             return False
-        self._packed = other._packed
+        for product, before in zip(self._products, other._products, strict=True):
+            product.packed = before.packed
         return True
 
-    def _slice(self, part: str, tensor: Tensor, rank: int) -> Tensor:
+    def _slice(self, part: str, weight: Weight, rank: int) -> Weight:
         """A rank's share of a checkpoint tensor."""
+        if isinstance(weight, LinearWeights):
+            return _share(weight, self._cuts[part], rank)
         if part.endswith(".bias") and self._shard is Shard.INPUT:
             # Results are summed: one rank alone adds the bias.
-            return tensor if rank == 0 else torch.zeros_like(tensor)
-        return self._cuts[part.removesuffix(".bias")].take(tensor, rank)
+            return weight if rank == 0 else torch.zeros_like(weight)
+        return self._cuts[part.removesuffix(".bias")].take(weight, rank)
+
+
+class _Product:
+    """One implementation, and the parts that it multiplies with."""
+
+    def __init__(
+        self, context: LayerContext, request: LinearRequest, parts: Mapping[str, int]
+    ) -> None:
+        self.impl = context.bindings.linear(request)
+        self.run = self.impl.run
+        self.gives_rows = request.gives_rows
+        if self.gives_rows:
+            self.rows = cast(RowSource, self.impl).rows
+        self.parts = parts
+        self.packed: Packed = None
+        self.raw = [RawWeights(request, parts, context) for _ in context.ranks.local_ranks]
+
+    def pack_if_complete(self, ranks: RankGroup) -> None:
+        """Pack the weights of all local ranks once every part is there."""
+        if not self.raw[0].missing:
+            self.packed = ranks.join([self.impl.pack(raw.weights()) for raw in self.raw])
+            for raw in self.raw:
+                raw.drop()
+
+
+def _products(
+    context: LayerContext, request: LinearRequest, widths: Mapping[str, int]
+) -> Iterator[_Product]:
+    """One for each run of parts with the same scheme."""
+    schemes = {
+        part: _scheme(context, replace(request, out_features=width), part)
+        for part, width in widths.items()
+    }
+    for scheme, group in groupby(widths, key=schemes.__getitem__):
+        parts = {part: widths[part] for part in group}
+        asked = replace(
+            request,
+            out_features=sum(parts.values()),
+            scheme=scheme,
+            gives_rows=context.gives_rows and scheme is not None,
+        )
+        yield _Product(context, asked, parts)
+
+
+def _scheme(context: LayerContext, request: LinearRequest, part: str) -> WeightScheme | None:
+    """How a part is kept: as the context quantizes, as the checkpoint has it, or plain."""
+    if context.quantization is not None:
+        chosen = context.quantization.scheme(request.role, request.in_features)
+        if chosen is not None:
+            return chosen
+    stored = context.stored.get(f"{context.name_of(part)}.weight")
+    if stored is None or not _fits(stored, request.in_features):
+        return None
+    if context.gives_rows and context.ranks.is_shared:
+        return None  # rows are looked up in the whole table
+    asked = replace(request, scheme=stored, gives_rows=context.gives_rows)
+    return stored if context.bindings.serves(asked) else None
+
+
+def _fits(scheme: WeightScheme, in_features: int) -> bool:
+    """Whether a rank's share of the inputs holds whole blocks or groups."""
+    block = scheme.coding.block
+    return in_features % (block.elements if block else max(scheme.group_size, 1)) == 0
 
 
 def _cuts(
@@ -136,54 +228,11 @@ def _cuts(
             return {part: cut_padded(width, size, dim=0) for part, width in parts.items()}
 
 
-class _RawWeights:
-    """Weights of one layer of one rank while its parts arrive."""
+def _share(weights: LinearWeights, cut: Cut, rank: int) -> LinearWeights:
+    """A rank's share of coded weights: of each tensor that has the dimension of the cut."""
 
-    def __init__(
-        self, request: LinearRequest, parts: Mapping[str, int], context: LayerContext
-    ) -> None:
-        self._shape = (request.out_features, request.in_features)
-        self._scheme = request.scheme
-        self._context = context
-        self._rows: dict[str, slice] = {}
-        start = 0
-        for part, width in parts.items():
-            self._rows[part] = slice(start, start + width)
-            start += width
-        self.missing = set(parts)
-        if request.has_bias:
-            self.missing |= {f"{part}.bias" for part in parts}
-        self._has_bias = request.has_bias
-        self.weight: Tensor = torch.empty(0)
-        self.bias: Tensor | None = None
+    def take(tensor: Tensor) -> Tensor:
+        is_cut = tensor.ndim > cut.dim and tensor.shape[cut.dim] > 1
+        return cut.take(tensor, rank) if is_cut else tensor
 
-    def put(self, part: str, tensor: Tensor) -> None:
-        """Place a part in its rows."""
-        name, is_bias = part.removesuffix(".bias"), part.endswith(".bias")
-        if len(self._rows) == 1 and not is_bias:
-            # Nothing to stack: take the tensor itself, so that tied weights stay one tensor.
-            self.weight = self._context.place(tensor)
-        else:
-            self._allocate()
-            target = self.bias if is_bias else self.weight
-            assert target is not None
-            target[self._rows[name]] = self._context.place(tensor)
-        self.missing.discard(part)
-
-    def _allocate(self) -> None:
-        if self.weight.numel() == 0 and len(self._rows) > 1:
-            self.weight = self._context.empty(*self._shape)
-        if self.bias is None and self._has_bias:
-            self.bias = self._context.empty(self._shape[0])
-
-    def weights(self) -> LinearWeights:
-        """What has come, for packing: quantized, if the layer is to be."""
-        if self._scheme is None:
-            return LinearWeights(scheme=None, weight=self.weight, bias=self.bias)
-        assert self._context.quantization is not None
-        weights = self._context.quantization.quantize(self.weight, self._scheme)
-        return replace(weights, bias=self.bias)
-
-    def drop(self) -> None:
-        """Forget the tensors; the packed form has what is needed."""
-        self.weight, self.bias = torch.empty(0), None
+    return weights.mapped(take)

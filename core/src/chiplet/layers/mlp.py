@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from chiplet.api import Op
 from chiplet.layers.context import LayerContext
 from chiplet.layers.linear import Linear
+from chiplet.layers.weights import WeightTarget
 from chiplet.parallel.sharding import Shard
 
 
@@ -25,7 +28,7 @@ class GatedMlp:
             context,
             "gate_up_proj",
             in_features=hidden_size,
-            parts={"gate": intermediate_size, "up": intermediate_size},
+            parts={"gate_proj": intermediate_size, "up_proj": intermediate_size},
             has_bias=has_bias,
             shard=Shard.OUTPUT,
         )
@@ -33,7 +36,7 @@ class GatedMlp:
             context,
             "down_proj",
             in_features=intermediate_size,
-            parts={"weight": hidden_size},
+            parts={"down_proj": hidden_size},
             has_bias=has_bias,
             shard=Shard.INPUT,
         )
@@ -42,3 +45,8 @@ class GatedMlp:
     def __call__(self, x: Tensor) -> Tensor:
         """Shapes: x and result `[num_tokens, hidden_size]`."""
         return self.down_proj(self._silu_mul(self.gate_up_proj(x)))
+
+    def weights(self) -> Iterator[tuple[str, WeightTarget]]:
+        """Names of the checkpoint's tensors, and where they go."""
+        yield from self.gate_up_proj.weights()
+        yield from self.down_proj.weights()

@@ -12,7 +12,7 @@ from chiplet.config import ExpertsConfig
 from chiplet.errors import ConfigError
 from chiplet.layers.context import LayerContext
 from chiplet.layers.linear import Linear
-from chiplet.layers.weights import Shape
+from chiplet.layers.weights import Shape, Weight
 from chiplet.parallel.sharding import cut_evenly
 
 
@@ -24,7 +24,7 @@ class SparseMlp:
             context,
             "router",
             in_features=hidden_size,
-            parts={"weight": experts.num_experts},
+            parts={"gate": experts.num_experts},
         )
         self.experts = Experts(context, hidden_size=hidden_size, experts=experts)
 
@@ -82,7 +82,7 @@ class Experts:
         y = self._run(x, router_logits, self._packed)
         return self._ranks.all_reduce(y) if self._ranks.is_shared else y
 
-    def load(self, part: str, tensor: Tensor) -> None:
+    def load(self, part: str, weight: Weight) -> None:
         """Take one part; pack after the last."""
         if not self._raw:
             gate_up, down = self._shapes
@@ -90,6 +90,7 @@ class Experts:
                 (self._context.empty(*gate_up), self._context.empty(*down))
                 for _ in self._ranks.local_ranks
             ]
+        assert isinstance(weight, Tensor), "experts are not kept in a coding"
         index, _, name = part.partition(".")
         for rank, (gate_up, down) in zip(self._ranks.local_ranks, self._raw, strict=True):
             if name == "down":
@@ -97,7 +98,7 @@ class Experts:
             else:
                 first = 0 if name == "gate" else self._width
                 target, cut = gate_up[int(index), first : first + self._width], self._cut_out
-            target.copy_(cut.take(tensor, rank))
+            target.copy_(cut.take(weight, rank))
         self._missing.discard(part)
         if not self._missing:
             self._packed = self._ranks.join([self._impl.pack(*raw) for raw in self._raw])

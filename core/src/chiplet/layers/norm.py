@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chiplet.api import Op
 from chiplet.layers.context import LayerContext
-from chiplet.layers.weights import Shape
+from chiplet.layers.weights import Shape, Weight
 
 
 class HeadNorm:
@@ -27,9 +27,10 @@ class HeadNorm:
         rows = x.reshape(-1, x.shape[-1])
         return self._norm(rows, self._weight, self._eps).view(x.shape)
 
-    def load(self, part: str, tensor: Tensor) -> None:
+    def load(self, part: str, weight: Weight) -> None:
         """Take the scale."""
-        self._weight = self._place(tensor)
+        assert isinstance(weight, Tensor), "norms are never in a coding"
+        self._weight = self._place(weight)
 
     def adopt(self, other: HeadNorm) -> bool:
         """Take over the scale."""
@@ -57,9 +58,10 @@ class RmsNorm:
             return self._norm(x, self._weight, self._eps), x
         return self._add_norm(x, residual, self._weight, self._eps)
 
-    def load(self, part: str, tensor: Tensor) -> None:
+    def load(self, part: str, weight: Weight) -> None:
         """Take the scale."""
-        self._weight = self._place(tensor)
+        assert isinstance(weight, Tensor), "norms are never in a coding"
+        self._weight = self._place(weight)
 
     def adopt(self, other: RmsNorm) -> bool:
         """Take over the scale."""

@@ -7,7 +7,11 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from chiplet.api import LinearWeights
+
 Shape = tuple[int, ...]
+Weight = Tensor | LinearWeights
+"""A checkpoint's tensor, or a matrix in the coding in which the checkpoint holds it."""
 
 
 class WeightHolder(Protocol):
@@ -18,10 +22,10 @@ class WeightHolder(Protocol):
         """Every part with the shape of its checkpoint tensor."""
         ...
 
-    def load(self, part: str, tensor: Tensor) -> None:
+    def load(self, part: str, weight: Weight) -> None:
         """Take one part; the layer is ready after the last one.
 
-        The tensor is fresh: the layer may keep it. Its shape has been checked.
+        The weight is fresh: the layer may keep it. Its shape has been checked.
         """
         ...
 

@@ -15,13 +15,13 @@ from chiplet.config import ModelConfig
 from chiplet.forward_batch import ForwardBatch
 from chiplet.layers.attention import AttentionInputs, PagedAttention
 from chiplet.layers.context import LayerContext
-from chiplet.layers.embedding import Embedding
+from chiplet.layers.embedding import TABLE, Embedding
 from chiplet.layers.linear import Linear
 from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.moe import SparseMlp
 from chiplet.layers.norm import HeadNorm, RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
-from chiplet.layers.weights import WeightHolder, WeightMap, WeightTarget
+from chiplet.layers.weights import WeightMap, WeightTarget
 from chiplet.parallel.sharding import Shard
 
 
@@ -40,9 +40,9 @@ class LlamaAttention:
             "qkv_proj",
             in_features=config.hidden_size,
             parts={
-                "q": config.num_heads * config.head_dim,
-                "k": config.num_kv_heads * config.head_dim,
-                "v": config.num_kv_heads * config.head_dim,
+                "q_proj": config.num_heads * config.head_dim,
+                "k_proj": config.num_kv_heads * config.head_dim,
+                "v_proj": config.num_kv_heads * config.head_dim,
             },
             has_bias=config.attention_bias,
             shard=Shard.OUTPUT,
@@ -52,7 +52,7 @@ class LlamaAttention:
             context,
             "o_proj",
             in_features=config.num_heads * config.head_dim,
-            parts={"weight": config.hidden_size},
+            parts={"o_proj": config.hidden_size},
             has_bias=config.attention_bias,
             shard=Shard.INPUT,
             unit=config.head_dim,
@@ -92,9 +92,10 @@ class LlamaLayer:
     ) -> None:
         hidden_size, eps = config.hidden_size, config.rms_norm_eps
         self.input_norm = RmsNorm(context, hidden_size=hidden_size, eps=eps)
-        self.attention = LlamaAttention(config, context, layer_index, rotary)
+        self.attention = LlamaAttention(config, context.within("self_attn"), layer_index, rotary)
         self.mlp_norm = RmsNorm(context, hidden_size=hidden_size, eps=eps)
         self.mlp = _make_mlp(config, context)
+        self._name = context.prefix
         self._expert_names = EXPERT_NAMES.get(config.architecture, EXPERT_NAMES[""])
 
     def __call__(
@@ -107,33 +108,28 @@ class LlamaLayer:
         return self.mlp(x), residual
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:
-        """Names within the layer, and where they go."""
-        for name, layer, part in (
-            ("self_attn.q_proj", self.attention.qkv_proj, "q"),
-            ("self_attn.k_proj", self.attention.qkv_proj, "k"),
-            ("self_attn.v_proj", self.attention.qkv_proj, "v"),
-            ("self_attn.o_proj", self.attention.o_proj, "weight"),
-            *self._mlp_weights(),
-        ):
-            yield f"{name}.weight", WeightTarget(layer, part)
-            if f"{part}.bias" in layer.part_shapes:
-                yield f"{name}.bias", WeightTarget(layer, f"{part}.bias")
-        for name, norm in self.attention.norms.items():
-            yield f"self_attn.{name}.weight", WeightTarget(norm, "weight")
-        yield "input_layernorm.weight", WeightTarget(self.input_norm, "weight")
-        yield "post_attention_layernorm.weight", WeightTarget(self.mlp_norm, "weight")
-
-    def _mlp_weights(self) -> Iterator[tuple[str, WeightHolder, str]]:
+        """Names of the checkpoint's tensors, and where they go."""
+        yield from self.attention.qkv_proj.weights()
+        yield from self.attention.o_proj.weights()
+        norms: dict[str, RmsNorm | HeadNorm] = {
+            "input_layernorm": self.input_norm,
+            "post_attention_layernorm": self.mlp_norm,
+            **{f"self_attn.{name}": norm for name, norm in self.attention.norms.items()},
+        }
+        for name, norm in norms.items():
+            yield f"{self._name}.{name}.weight", WeightTarget(norm, "weight")
         if isinstance(self.mlp, GatedMlp):
-            yield "mlp.gate_proj", self.mlp.gate_up_proj, "gate"
-            yield "mlp.up_proj", self.mlp.gate_up_proj, "up"
-            yield "mlp.down_proj", self.mlp.down_proj, "weight"
-            return
+            yield from self.mlp.weights()
+        else:
+            yield from self._expert_weights(self.mlp)
+
+    def _expert_weights(self, mlp: SparseMlp) -> Iterator[tuple[str, WeightTarget]]:
+        yield from mlp.router.weights()
         names = self._expert_names
-        yield f"{names.block}.gate", self.mlp.router, "weight"
-        for part in self.mlp.experts.part_shapes:
+        for part in mlp.experts.part_shapes:
             index, _, name = part.partition(".")
-            yield f"{names.block}.experts.{index}.{names.parts[name]}", self.mlp.experts, part
+            expert = f"{self._name}.{names.block}.experts.{index}"
+            yield f"{expert}.{names.parts[name]}.weight", WeightTarget(mlp.experts, part)
 
 
 class ExpertNames(NamedTuple):
@@ -152,9 +148,12 @@ EXPERT_NAMES = {
 
 def _make_mlp(config: ModelConfig, context: LayerContext) -> GatedMlp | SparseMlp:
     if config.experts is not None:
-        return SparseMlp(context, hidden_size=config.hidden_size, experts=config.experts)
+        block = EXPERT_NAMES.get(config.architecture, EXPERT_NAMES[""]).block
+        return SparseMlp(
+            context.within(block), hidden_size=config.hidden_size, experts=config.experts
+        )
     return GatedMlp(
-        context,
+        context.within("mlp"),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         has_bias=config.mlp_bias,
@@ -172,20 +171,25 @@ class LlamaForCausalLM:
             theta=config.rope_theta,
             scaling=config.rope_scaling,
         )
-        self.embedding = Embedding(context, vocab_size=vocab_size, hidden_size=hidden_size)
         self.layers = [
-            LlamaLayer(config, context, layer_index, rotary)
+            LlamaLayer(config, context.within(f"model.layers.{layer_index}"), layer_index, rotary)
             for layer_index in range(config.num_layers)
         ]
         self.norm = RmsNorm(context, hidden_size=hidden_size, eps=config.rms_norm_eps)
+        is_tied = config.tie_word_embeddings
         self.lm_head = Linear(
-            context,
+            context.giving_rows() if is_tied else context,
             "lm_head",
             in_features=hidden_size,
-            parts={"weight": vocab_size},
+            parts={f"model.{TABLE}" if is_tied else "lm_head": vocab_size},
             shard=Shard.GATHERED,
         )
-        self._is_tied = config.tie_word_embeddings
+        self.embedding = Embedding(
+            context.within("model"),
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            head=self.lm_head if is_tied else None,
+        )
 
     def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
         """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
@@ -201,15 +205,12 @@ class LlamaForCausalLM:
 
     def weight_map(self) -> WeightMap:
         """Where each tensor of the checkpoint goes."""
-        embedding = WeightTarget(self.embedding, "weight")
-        head = WeightTarget(self.lm_head, "weight")
-        weights: dict[str, tuple[WeightTarget, ...]] = {
-            "model.embed_tokens.weight": (embedding, head) if self._is_tied else (embedding,),
-            "model.norm.weight": (WeightTarget(self.norm, "weight"),),
-        }
-        if not self._is_tied:
-            weights["lm_head.weight"] = (head,)
-        for index, layer in enumerate(self.layers):
-            for name, target in layer.weights():
-                weights[f"model.layers.{index}.{name}"] = (target,)
+        weights: dict[str, tuple[WeightTarget, ...]] = {}
+        for name, target in (
+            *self.embedding.weights(),
+            *self.lm_head.weights(),  # of the same name, where the head is tied
+            ("model.norm.weight", WeightTarget(self.norm, "weight")),
+            *(each for layer in self.layers for each in layer.weights()),
+        ):
+            weights[name] = (*weights.get(name, ()), target)
         return weights

@@ -9,7 +9,7 @@ import torch
 
 from chiplet.errors import ModelError
 from chiplet.formats.checkpoint import Checkpoint
-from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.layers.weights import Weight, WeightMap, WeightTarget
 from chiplet.models.base import CausalLM
 
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -53,7 +53,7 @@ def load_weights(
             missing.discard(name)
         elif name not in known and not _is_ignored(name, known):
             unexpected.append(name)
-        advance(tensor.numel() * tensor.element_size())
+        advance(math.prod(tensor.shape) * dtype.itemsize)
     if missing or unexpected:
         raise ModelError(
             f"The checkpoint does not fit its config: {_listing('missing', missing)}; "
@@ -78,11 +78,13 @@ def without_adopted(targets: WeightMap, old: WeightMap) -> dict[str, tuple[Weigh
     adopted: dict[int, bool] = {}
     left: dict[str, tuple[WeightTarget, ...]] = {}
     for name, places in targets.items():
-        for place, before in zip(places, old[name], strict=True):
-            holder = place.holder
-            if id(holder) not in adopted:
-                adopted[id(holder)] = holder.adopt(before.holder)
-        rest = tuple(each for each in places if not adopted[id(each.holder)])
+        before = old.get(name, ())
+        # A table of embeddings may be kept in another way now, by another layer.
+        if [type(each.holder) for each in places] == [type(each.holder) for each in before]:
+            for (holder, _), (other, _) in zip(places, before, strict=True):
+                if id(holder) not in adopted:
+                    adopted[id(holder)] = holder.adopt(other)
+        rest = tuple(each for each in places if not adopted.get(id(each.holder), False))
         if rest:
             left[name] = rest
     return left
@@ -113,9 +115,12 @@ def fill_with_random(
             _place(targets if wanted is None else wanted, name, tensor, device)
 
 
-def _place(targets: WeightMap, name: str, tensor: torch.Tensor, device: torch.device) -> None:
+def _place(targets: WeightMap, name: str, tensor: Weight, device: torch.device) -> None:
     # Once for all places, so that tied weights stay one tensor.
-    tensor = tensor.to(device)
+    if isinstance(tensor, torch.Tensor):
+        tensor = tensor.to(device)
+    else:
+        tensor = tensor.mapped(lambda each: each.to(device))
     for holder, part in targets[name]:
         expected = holder.part_shapes[part]
         if tuple(tensor.shape) != expected:

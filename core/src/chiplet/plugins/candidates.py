@@ -93,7 +93,8 @@ def summary_of(request: Request) -> str:
             bias = " + bias" if request.has_bias else ""
             scheme = f" ({request.scheme})" if request.scheme is not None else ""
             shape = f"{request.in_features} -> {request.out_features}"
-            return f"{shape}{bias}, {request.dtype}{scheme}"
+            rows = ", gives rows" if request.gives_rows else ""
+            return f"{shape}{bias}, {request.dtype}{scheme}{rows}"
         case MoeRequest():
             sizes = f"{request.hidden_size} -> {request.intermediate_size}"
             return f"{request.top_k} of {request.num_experts}, {sizes}, {request.dtype}"

@@ -34,6 +34,7 @@ class Seat:
             score=self.verdict.score,
             note=self.verdict.note,
             max_tokens=self.max_tokens,
+            numerics=self.verdict.numerics,
         )
 
 

@@ -27,6 +27,11 @@ class SizedLinear:
             (most, impl.run, index) for index, (most, impl) in enumerate(rows) if most is not None
         ]
         self._last = self._impls[-1].run
+        if hasattr(self._impls[0], "rows"):
+            first = self._impls[0].rows
+            self.rows: Callable[[Any, tuple[Any, ...]], Any] = lambda row_ids, packed: first(
+                row_ids, packed[0]
+            )
 
     def pack(self, *weights: Any) -> tuple[Any, ...]:
         """The weights in every implementation's own form."""

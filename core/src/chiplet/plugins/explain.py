@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from chiplet.api import Numerics
 from chiplet.plugins.plan import Choice, SelectionPlan, Server
 
 
@@ -38,8 +39,10 @@ def _name(server: Server) -> str:
 
 def _standing(choice: Choice) -> str:
     basis = {"pin": ", pinned", "plan file": ", by plan file", "measured": ", measured"}
-    note = f"  {choice.server.note}" if choice.server.note else ""
-    return f"{choice.server.tier} {choice.server.score}{basis.get(choice.basis, '')}{note}"
+    server = choice.server
+    note = f"  {server.note}" if server.note else ""
+    rounding = "" if server.numerics is Numerics.EXACT else f", {server.numerics}"
+    return f"{server.tier} {server.score}{basis.get(choice.basis, '')}{note}{rounding}"
 
 
 def _table(choice: Choice) -> Iterator[str]:

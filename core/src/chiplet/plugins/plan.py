@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chiplet.api import Tier
+from chiplet.api import Numerics, Tier
 from chiplet.plugins.request_key import digest
 
 
@@ -36,6 +36,7 @@ class Server:
         max_tokens: it serves calls of at most so many tokens that nobody before it serves; None
             for all that are left.
         note: what it says of itself.
+        numerics: what it computes beside the formula; see `chiplet.api.Numerics`.
     """
 
     provider: str
@@ -44,6 +45,7 @@ class Server:
     score: int
     note: str = ""
     max_tokens: int | None = None
+    numerics: Numerics = Numerics.EXACT
 
     @property
     def tier(self) -> str:

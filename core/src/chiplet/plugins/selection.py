@@ -22,10 +22,12 @@ from chiplet.api import (
     MoeImpl,
     MoeRequest,
     No,
+    Numerics,
     Op,
     OpImpl,
     OpRequest,
     Topology,
+    Yes,
 )
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.config import DeviceOptions
@@ -63,7 +65,9 @@ CheckedRequest = AttentionRequest | LinearRequest | OpRequest
 class Judge(Protocol):
     """Compares an implementation with the reference; see `chiplet.plugins.self_check`."""
 
-    def compare(self, request: CheckedRequest, impl: Any, reference: Any) -> str:
+    def compare(
+        self, request: CheckedRequest, impl: Any, reference: Any, numerics: Numerics
+    ) -> str:
         """What is wrong with the implementation, or an empty text. Never raises."""
         ...
 
@@ -152,6 +156,14 @@ class Selector:
     def linear(self, request: LinearRequest) -> LinearImpl:
         """The implementation that serves a linear layer."""
         return self._answer(request)
+
+    def serves(self, request: LinearRequest) -> bool:
+        """Whether somebody would serve a linear layer better than the reference does."""
+        contest = self._open_contest(request)
+        willing = contest.willing()
+        if contest.pin is not None:
+            return bool(willing)
+        return any(not candidate.plugin.is_core for candidate, _ in willing)
 
     def moe(self, request: MoeRequest) -> MoeImpl:
         """The implementation that serves a mixture of experts."""
@@ -313,7 +325,9 @@ class Selector:
         if self._judge is None or isinstance(request, CommunicationRequest | MoeRequest):
             return "", "not run"
         reference = self._context.reference(request)
-        fault = self._judge.compare(request, impl, reference)
+        verdict = contest.verdicts[candidate.name][1]
+        numerics = verdict.numerics if isinstance(verdict, Yes) else Numerics.EXACT
+        fault = self._judge.compare(request, impl, reference, numerics)
         return fault, "" if fault else "equal"
 
     def _mind_reference(self, operation: str) -> None:

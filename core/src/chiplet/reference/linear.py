@@ -18,7 +18,7 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
-from chiplet.reference.quantization import dequantize, quantize_activations
+from chiplet.reference.quantization import dequantize, picked, quantize_activations
 
 
 class PlainLinear:
@@ -36,6 +36,9 @@ class PlainLinear:
 class DequantizingLinear:
     """y = x W^T + b on quantized weights, dequantized anew in each call."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
     def pack(self, weights: LinearWeights) -> LinearWeights:
         """Keeps the tensors."""
         return weights
@@ -43,6 +46,10 @@ class DequantizingLinear:
     def run(self, x: Tensor, packed: LinearWeights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
         return quantized_product(x, packed).to(x.dtype)
+
+    def rows(self, row_ids: Tensor, packed: LinearWeights) -> Tensor:
+        """Rows of the weight; see `chiplet.api.RowSource.rows`."""
+        return dequantize(picked(packed, row_ids)).to(self._dtype)
 
 
 def quantized_product(
@@ -76,4 +83,8 @@ class ReferenceLinear:
         self, request: LinearRequest, context: BuildContext
     ) -> PlainLinear | DequantizingLinear:
         """The plain product, or that of dequantized weights."""
-        return PlainLinear() if request.scheme is None else DequantizingLinear()
+        return (
+            PlainLinear()
+            if request.scheme is None
+            else DequantizingLinear(getattr(torch, request.dtype))
+        )

@@ -97,6 +97,16 @@ def rows(weights: LinearWeights, begin: int, end: int) -> LinearWeights:
     )
 
 
+def picked(weights: LinearWeights, row_ids: Tensor) -> LinearWeights:
+    """Some output features of a weight; its scales are not of blocks.
+
+    Shapes: row_ids `[n]`, whole numbers.
+    """
+    num_rows = weights.weight.shape[0]
+    ids = row_ids.long()
+    return weights.mapped(lambda tensor: tensor[ids] if tensor.shape[0] == num_rows else tensor)
+
+
 def quantize_activations(
     x: Tensor, scheme: WeightScheme, input_scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:

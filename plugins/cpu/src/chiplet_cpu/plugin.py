@@ -34,11 +34,12 @@ def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
 @api.hookimpl
 def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
     """Panels and oneDNN's packed weights, and plain torch for the rest."""
-    from chiplet_cpu.linear.native import NativeLinearProvider  # noqa: PLC0415
+    from chiplet_cpu.linear.native import NativeInt8Provider, NativeLinearProvider  # noqa: PLC0415
     from chiplet_cpu.linear.onednn import OneDnnProvider  # noqa: PLC0415
     from chiplet_cpu.linear.plain import TorchLinearProvider  # noqa: PLC0415
 
     providers: list[api.LinearProvider] = [
+        NativeInt8Provider(),
         NativeLinearProvider(),
         OneDnnProvider(),
         TorchLinearProvider(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ def run_linear(request: LinearRequest, impl: LinearImpl, device: torch.device) -
     random = torch.Generator().manual_seed(1)
     k, dtype = request.in_features, torch_dtype(request.dtype)
     x = torch.randn(max(_TOKENS), k, generator=random).to(dtype).to(device)
-    packed = impl.pack(_moved(_weights(request, random), device))
+    weights = _weights(request, random).mapped(lambda tensor: tensor.to(device))
+    packed = impl.pack(weights)
     return [impl.run(x[:count], packed) for count in _TOKENS]
 
 
@@ -35,12 +36,3 @@ def _weights(request: LinearRequest, random: torch.Generator) -> LinearWeights:
     some = (torch.randn(min(n, _DISTINCT_ROWS), k, generator=random) / k**0.5).to(dtype)
     weight = some.repeat(-(-n // len(some)), 1)[:n].contiguous()
     return LinearWeights(scheme=None, weight=weight, bias=bias)
-
-
-def _moved(weights: LinearWeights, device: torch.device) -> LinearWeights:
-    tensors = {
-        each.name: value.to(device)
-        for each in fields(weights)
-        if isinstance(value := getattr(weights, each.name), Tensor)
-    }
-    return replace(weights, **tensors)

@@ -15,13 +15,17 @@ namespace CHIPLET_ISA {
 #include "vec.h"
 
 #include "attention.h"
+#include "blocks.h"
 #include "elementwise.h"
 #include "linear.h"
 #include "sampling.h"
 
+#include "int8_linear.h"  // after linear.h, whose last step it shares
+
 extern const Kernels table;
 const Kernels table = {
-    CHIPLET_STRING(CHIPLET_ISA), rms_norm, rotary, silu_mul, sample, linear, widen_rows,
+    CHIPLET_STRING(CHIPLET_ISA), kTileRows, rms_norm, rotary, silu_mul, sample, linear,
+    widen_rows, panel_rows, quantize_rows, int8_linear,
     attend, join_parts, write_kv,
 };
 

@@ -1,15 +1,12 @@
-// y = x W^T + b over packed weights. Included by isa.cpp.
+// y = x W^T + b over packed weights, x as it is. Included by isa.cpp.
 //
 // A panel holds kPanel output features. Its weights are widened to float32 a stretch of K at a
 // time, into memory that stays in the first-level cache, and multiplied with up to kRows rows of x
 // from there: the packed form is read from memory once for all these rows, and every coding shares
 // one multiplication.
 
-constexpr int kPanel = 16;
-constexpr int kStretch = 256;  // a multiple of kGroup; 16 KiB as float32
-constexpr int kGroup = 32;
+constexpr int kStretch = 256;  // a multiple of every block; 16 KiB as float32
 constexpr int kRows = 240;
-constexpr int V = kPanel / W;  // vectors across a panel
 constexpr int kTile = W == 16 ? 12 : 6;  // rows of one pass, as many as registers hold
 
 // Each `expand` writes [count, kPanel] float32 for features [begin, begin + count) of a panel.
@@ -20,41 +17,29 @@ static void expand_plain(const uint8_t* panel, int64_t begin, int count, float* 
   for (int i = 0; i < count * kPanel; i += W) store(out + i, load(from + i));
 }
 
-// Per group: kPanel scales, then (if there are any) kPanel minima, float16; then for each feature 8
-// bytes, byte j holding output j in its low and output j + 8 in its high half.
-template <bool has_minima>
-static void expand_int4(const uint8_t* panel, int64_t begin, int count, float* out) {
-  constexpr int kHead = (has_minima ? 4 : 2) * kPanel;
-  constexpr int kBytes = kHead + kGroup * kPanel / 2;
-  for (int k = 0; k < count; k += kGroup) {
-    const uint8_t* group = panel + (begin + k) / kGroup * kBytes;
-    float scale[kPanel], minimum[kPanel];
-    for (int i = 0; i < kPanel; i += W) {
-      F s = load((const f16*)group + i);
-      store(scale + i, s);
-      store(minimum + i, has_minima ? load((const f16*)group + kPanel + i) : s * splat(-8.0f));
-    }
-    const uint8_t* bytes = group + kHead;
-    for (int row = 0; row < kGroup; ++row, bytes += kPanel / 2, out += kPanel) {
-      for (int j = 0; j < kPanel / 2; ++j) {
-        out[j] = (float)(bytes[j] & 15) * scale[j] + minimum[j];
-        out[j + 8] = (float)(bytes[j] >> 4) * scale[j + 8] + minimum[j + 8];
-      }
-    }
+template <class B, int j = 0>
+static inline void expand_quads(const uint8_t* block, int g, int v, F scale, F minimum,
+                                float* out) {
+  if constexpr (j < B::kGroup / 4) {
+    I codes = B::template codes<j>(block, g, v);
+    store(out + (4 * j + 0) * kPanel, fma(byte_of<0>(codes), scale, minimum));
+    store(out + (4 * j + 1) * kPanel, fma(byte_of<1>(codes), scale, minimum));
+    store(out + (4 * j + 2) * kPanel, fma(byte_of<2>(codes), scale, minimum));
+    store(out + (4 * j + 3) * kPanel, fma(byte_of<3>(codes), scale, minimum));
+    expand_quads<B, j + 1>(block, g, v, scale, minimum, out);
   }
 }
 
-// Per group: kPanel scales, float16; then for each feature kPanel signed bytes.
-static void expand_int8(const uint8_t* panel, int64_t begin, int count, float* out) {
-  constexpr int kHead = 2 * kPanel;
-  constexpr int kBytes = kHead + kGroup * kPanel;
-  for (int k = 0; k < count; k += kGroup) {
-    const uint8_t* group = panel + (begin + k) / kGroup * kBytes;
-    float scale[kPanel];
-    for (int i = 0; i < kPanel; i += W) store(scale + i, load((const f16*)group + i));
-    const int8_t* bytes = (const int8_t*)(group + kHead);
-    for (int row = 0; row < kGroup; ++row, bytes += kPanel, out += kPanel) {
-      for (int j = 0; j < kPanel; ++j) out[j] = (float)bytes[j] * scale[j];
+template <class B>
+static void expand_blocks(const uint8_t* panel, int64_t begin, int count, float* out) {
+  const uint8_t* block = panel + begin / B::kBlock * B::kBytes;
+  for (int k = 0; k < count; k += B::kBlock, block += B::kBytes) {
+    for (int g = 0; g < B::kBlock / B::kGroup; ++g) {
+      for (int v = 0; v < V; ++v) {
+        F scale = B::scale(block, g, v);
+        F minimum = B::kHasMinima ? B::minimum(block, g, v) : scale * splat(-(float)B::kZero);
+        expand_quads<B>(block, g, v, scale, minimum, out + (k + g * B::kGroup) * kPanel + v * W);
+      }
     }
   }
 }
@@ -122,10 +107,11 @@ static void expand(Coding coding, const uint8_t* panel, int64_t begin, int count
     case Coding::float32: return expand_plain<float>(panel, begin, count, out);
     case Coding::bfloat16: return expand_plain<bf16>(panel, begin, count, out);
     case Coding::float16: return expand_plain<f16>(panel, begin, count, out);
-    case Coding::int4: return expand_int4<false>(panel, begin, count, out);
-    case Coding::int4_minima: return expand_int4<true>(panel, begin, count, out);
-    case Coding::int8: return expand_int8(panel, begin, count, out);
+    default: break;
   }
+  with_blocks(coding, [&](auto blocks) {
+    expand_blocks<decltype(blocks)>(panel, begin, count, out);
+  });
 }
 
 static void linear(Dtype dtype, const LinearArgs& a, int64_t begin, int64_t end) {
@@ -165,4 +151,28 @@ static void widen_rows_of(const T* x, int64_t stride, int64_t width, float* out,
 static void widen_rows(Dtype dtype, const WidenArgs& a, int64_t begin, int64_t end) {
   CHIPLET_DISPATCH(dtype, T,
                    widen_rows_of<T>((const T*)a.x, a.stride, a.width, a.out, begin, end))
+}
+
+// A panel is widened for one of its outputs: a stretch takes about a microsecond.
+template <class T>
+static void panel_rows_of(const RowsArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float weights[kStretch * kPanel];
+  alignas(64) float values[kStretch];
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t output = a.ids[row];
+    const uint8_t* panel = (const uint8_t*)a.panels + output / kPanel * a.panel_bytes;
+    T* out = (T*)a.out + row * a.k;
+    for (int64_t k = 0; k < a.k; k += kStretch) {
+      int count = a.k - k < kStretch ? (int)(a.k - k) : kStretch;
+      expand(a.coding, panel, k, count, weights);
+      for (int i = 0; i < count; ++i) values[i] = weights[i * kPanel + output % kPanel];
+      each_vector(count, [&](int64_t i, auto load, auto store) {
+        store(out + k + i, load(values + i));
+      });
+    }
+  }
+}
+
+static void panel_rows(Dtype dtype, const RowsArgs& a, int64_t begin, int64_t end) {
+  CHIPLET_DISPATCH(dtype, T, panel_rows_of<T>(a, begin, end))
 }

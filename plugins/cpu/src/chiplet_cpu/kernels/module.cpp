@@ -3,6 +3,7 @@
 #include "binding.h"
 #include "calls.h"
 #include "dispatch.h"
+#include "pack.h"
 #include "pool.h"
 #include "table.h"
 #include "tape.h"
@@ -73,7 +74,7 @@ void linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t codi
     x_stride = k;
   }
   LinearArgs a{(float*)x, panels, bias, out, x_stride, rows, k, n, panel_bytes, (Coding)coding};
-  int64_t num_panels = (n + 15) / 16;
+  int64_t num_panels = (n + kPanel - 1) / kPanel;
   pool::for_ranges(num_panels, pool::even_grain(num_panels), [&](int64_t begin, int64_t end) {
     kernels().linear(type, a, begin, end);
   });
@@ -127,6 +128,56 @@ void tape_replay(int64_t number, int64_t first, int64_t last) {
   PyEval_RestoreThread(state);
 }
 
+void panel_rows(int64_t dtype, void* ids, int64_t rows, int64_t coding, void* panels,
+                int64_t panel_bytes, int64_t k, void* out) {
+  RowsArgs a{(int32_t*)ids, panels, out, k, panel_bytes, (Coding)coding};
+  pool::for_ranges(rows, row_grain(64 * k), [&](int64_t begin, int64_t end) {
+    kernels().panel_rows((Dtype)dtype, a, begin, end);
+  });
+}
+
+// What the whole-number product needs to know of a coding; group and zero are those of blocks.h.
+struct Grouping {
+  int group, zero;
+};
+
+Grouping grouping(Coding coding) {
+  switch (coding) {
+    case Coding::q4_0: return {32, 8};
+    case Coding::q8_0: return {32, 128};
+    case Coding::q6_k: return {16, 32};
+    default: return {32, 0};
+  }
+}
+
+void int8_linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding,
+                 void* panels, int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
+  auto type = (Dtype)dtype;
+  auto [group, zero] = grouping((Coding)coding);
+  int64_t num_groups = rows * (k / group);
+  auto* memory = (char*)pool::shared_memory(rows * k + 2 * num_groups * sizeof(float));
+  auto* scales = (float*)(memory + rows * k);
+  QuantizeArgs q{x,     x_stride,         rows,   k, group, zero, (int32_t*)memory,
+                 scales, scales + num_groups};
+  int64_t tile_rows = kernels().tile_rows, num_tiles = (rows + tile_rows - 1) / tile_rows;
+  pool::for_ranges(num_tiles, row_grain(16 * k * tile_rows), [&](int64_t begin, int64_t end) {
+    kernels().quantize_rows(type, q, begin, end);
+  });
+  LinearArgs a{nullptr, panels, bias, out, 0, rows, k, n, panel_bytes, (Coding)coding};
+  int64_t num_panels = (n + kPanel - 1) / kPanel;
+  pool::for_ranges(num_panels, pool::even_grain(num_panels), [&](int64_t begin, int64_t end) {
+    kernels().int8_linear(type, a, q, begin, end);
+  });
+}
+
+int64_t panel_bytes(int64_t coding, int64_t k) { return pack::panel_bytes((Coding)coding, k); }
+
+void pack_panels(int64_t coding, void* blocks, int64_t n, int64_t k, void* panels) {
+  pool::for_ranges((n + kPanel - 1) / kPanel, 8, [&](int64_t begin, int64_t end) {
+    pack::panels((Coding)coding, (const uint8_t*)blocks, n, k, (uint8_t*)panels, begin, end);
+  });
+}
+
 PyMethodDef g_methods[] = {
     binding::query<num_isas>("num_isas"),
     binding::query<isa_name>("isa_name"),
@@ -145,6 +196,10 @@ PyMethodDef g_methods[] = {
     binding::query<tape::length>("tape_length"),
     binding::query<tape_replay>("tape_replay"),
     binding::query<tape::drop>("tape_drop"),
+    binding::kernel<int8_linear>("int8_linear"),
+    binding::kernel<panel_rows>("panel_rows"),
+    binding::query<panel_bytes>("panel_bytes"),
+    binding::query<pack_panels>("pack_panels"),
     {nullptr, nullptr, 0, nullptr},
 };
 

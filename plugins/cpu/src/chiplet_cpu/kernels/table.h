@@ -34,18 +34,23 @@ struct SampleArgs {
   bool has_filters;
 };
 
-// How packed weights are coded; see linear.h, and linear/native.py, which packs them.
+// How packed weights are coded; blocks.h and linear.h have the layouts, linear/native.py packs.
 enum class Coding : int {
   float32 = 0,
   bfloat16 = 1,
   float16 = 2,
-  int4 = 3,
-  int4_minima = 4,
-  int8 = 5
+  q4_0 = 3,
+  q4_1 = 4,
+  q8_0 = 5,
+  q4_k = 6,
+  q5_k = 7,
+  q6_k = 8
 };
 
+constexpr int kPanel = 16;  // output features that are packed together
+
 struct LinearArgs {
-  const float* x;
+  const float* x;  // null where QuantizeArgs has it
   const void* panels;
   const void* bias;  // null without one; of the type that the kernel is called with, like out
   void* out;         // [rows, n]
@@ -53,10 +58,30 @@ struct LinearArgs {
   Coding coding;
 };
 
+// Rows of packed weights, for embeddings.
+struct RowsArgs {
+  const int32_t* ids;
+  const void* panels;
+  void* out;  // [rows, k]
+  int64_t k, panel_bytes;
+  Coding coding;
+};
+
 struct WidenArgs {
   const void* x;
   float* out;  // [rows, width]
   int64_t stride, width;
+};
+
+// Rows rounded to eight bits, in tiles of `Kernels::tile_rows`; int8_linear.h has the layouts.
+struct QuantizeArgs {
+  const void* x;
+  int64_t stride, rows, k;
+  int group;       // inputs that share a scale
+  int zero;        // what is subtracted from weights' codes; 0 where they have minima
+  int32_t* codes;  // [rows, k] bytes
+  float* scales;   // [rows, k / group]
+  float* sums;     // [rows, k / group]
 };
 
 struct AttentionArgs {
@@ -94,12 +119,17 @@ struct KvWriteArgs {
 
 struct Kernels {
   const char* name;
+  int tile_rows;
   void (*rms_norm)(Dtype, const NormArgs&, int64_t begin, int64_t end);
   void (*rotary)(Dtype, const RotaryArgs&, int64_t begin, int64_t end);
   void (*silu_mul)(Dtype, const SiluMulArgs&, int64_t begin, int64_t end);
   void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
   void (*linear)(Dtype, const LinearArgs&, int64_t begin, int64_t end);  // panels
   void (*widen_rows)(Dtype, const WidenArgs&, int64_t begin, int64_t end);
+  void (*panel_rows)(Dtype, const RowsArgs&, int64_t begin, int64_t end);
+  void (*quantize_rows)(Dtype, const QuantizeArgs&, int64_t begin, int64_t end);  // tiles
+  void (*int8_linear)(Dtype, const LinearArgs&, const QuantizeArgs&, int64_t begin,
+                      int64_t end);  // panels
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*join_parts)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);

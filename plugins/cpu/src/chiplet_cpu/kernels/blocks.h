@@ -1,0 +1,243 @@
+// Packed weights of GGUF's codings, as panels. Included by isa.cpp; pack.cpp writes them.
+//
+// A panel holds kPanel output features, one block of input features after another. A block has its
+// heads (scales, minima), one per output, and then its codes: whole numbers of at most eight bits.
+// Codes stand where the integer products want them: "quad" j of a group of 32 is 64 bytes, four
+// neighbouring inputs (4 j to 4 j + 3) of each output in turn. Of 4-bit parts, quad j is in the low
+// halves and quad j + 4 in the high halves of the same bytes, for j below 4.
+//
+// Each struct below describes one coding; its functions give vector v of a panel.
+//   kBlock, kGroup    inputs in one block, and inputs that share a scale
+//   kBytes            of one block of a panel
+//   kZero             what is subtracted from a code before it is scaled
+//   kHasMinima        a minimum is added after scaling
+//   kIsSmall          codes are below 128
+//   scale, minimum    of group g, per output
+//   codes<j>          quad j of group g
+
+constexpr int V = kPanel / W;  // vectors across a panel
+
+// Vectors of bytes.
+#if defined(__AVX512F__)
+
+static inline I load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline I splat_word(int32_t x) { return _mm512_set1_epi32(x); }
+static inline I zero_words() { return _mm512_setzero_si512(); }
+static inline I both(I a, I b) { return _mm512_or_si512(a, b); }
+static inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+static inline F widen_bytes(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+static inline F widen_bytes(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+// Each byte moved right (left where negative), and masked. `byte_of`: byte b of each word.
+template <int right>
+static inline I bits(I a, uint8_t mask) {
+  I moved = right >= 0 ? _mm512_srli_epi16(a, right >= 0 ? right : 0)
+                       : _mm512_slli_epi16(a, right < 0 ? -right : 0);
+  return _mm512_and_si512(moved, _mm512_set1_epi8((char)mask));
+}
+template <int b>
+static inline F byte_of(I a) {
+  return to_float(_mm512_and_si512(_mm512_srli_epi32(a, 8 * b), _mm512_set1_epi32(255)));
+}
+// Sums of four products of an unsigned and a signed byte, added to each word.
+template <bool is_small>
+static inline I dot(I sums, I codes, I x) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(sums, codes, x);
+#else
+  // Sums of two products must fit 16 bits: codes of eight bits go in two parts.
+  I ones = _mm512_set1_epi16(1);
+  if constexpr (is_small) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+  }
+  I low = _mm512_maddubs_epi16(bits<0>(codes, 127), x);
+  I high = _mm512_maddubs_epi16(bits<7>(codes, 1), x);
+  sums = _mm512_add_epi32(sums, _mm512_madd_epi16(low, ones));
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(high, _mm512_set1_epi16(128)));
+#endif
+}
+
+#elif defined(__AVX2__)
+
+static inline I load_bytes(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline I splat_word(int32_t x) { return _mm256_set1_epi32(x); }
+static inline I zero_words() { return _mm256_setzero_si256(); }
+static inline I both(I a, I b) { return _mm256_or_si256(a, b); }
+static inline F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+static inline F widen_bytes(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+static inline F widen_bytes(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+template <int right>
+static inline I bits(I a, uint8_t mask) {
+  I moved = right >= 0 ? _mm256_srli_epi16(a, right >= 0 ? right : 0)
+                       : _mm256_slli_epi16(a, right < 0 ? -right : 0);
+  return _mm256_and_si256(moved, _mm256_set1_epi8((char)mask));
+}
+template <int b>
+static inline F byte_of(I a) {
+  return to_float(_mm256_and_si256(_mm256_srli_epi32(a, 8 * b), _mm256_set1_epi32(255)));
+}
+template <bool is_small>
+static inline I dot(I sums, I codes, I x) {
+  I ones = _mm256_set1_epi16(1);
+  if constexpr (is_small) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+  }
+  I low = _mm256_maddubs_epi16(bits<0>(codes, 127), x);
+  I high = _mm256_maddubs_epi16(bits<7>(codes, 1), x);
+  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(low, ones));
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(high, _mm256_set1_epi16(128)));
+}
+
+#else
+
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef int8_t SignedBytes __attribute__((vector_size(32)));
+
+static inline I load_bytes(const uint8_t* p) {
+  I a;
+  __builtin_memcpy(&a, p, sizeof(a));
+  return a;
+}
+static inline I splat_word(int32_t x) { return I{x, x, x, x, x, x, x, x}; }
+static inline I zero_words() { return I{}; }
+static inline I both(I a, I b) { return a | b; }
+static inline F to_float(I a) { return __builtin_convertvector(a, F); }
+template <class Byte>
+static inline F widen_bytes(const Byte* p) {
+  F a;
+  for (int i = 0; i < W; ++i) a[i] = p[i];
+  return a;
+}
+template <int right>
+static inline I bits(I a, uint8_t mask) {
+  Bytes moved = right >= 0 ? (Bytes)a >> (right >= 0 ? right : 0)
+                           : (Bytes)a << (right < 0 ? -right : 0);
+  return (I)(moved & mask);
+}
+template <int b>
+static inline F byte_of(I a) {
+  return to_float((a >> (8 * b)) & 255);
+}
+template <bool is_small>
+static inline I dot(I sums, I codes, I x) {
+  Bytes a = (Bytes)codes;
+  SignedBytes b = (SignedBytes)x;
+  for (int i = 0; i < 4 * W; ++i) sums[i / 4] += (int32_t)a[i] * b[i];
+  return sums;
+}
+
+#endif
+
+constexpr int kQuad = 4 * kPanel;  // bytes of four inputs of all outputs
+
+static inline const f16* halves(const uint8_t* block, int row, int v) {
+  return (const f16*)block + row * kPanel + v * W;
+}
+// Quad j out of 4-bit parts of 32 inputs.
+template <int j>
+static inline I nibbles(const uint8_t* codes, int v) {
+  return bits<(j < 4 ? 0 : 4)>(load_bytes(codes + j % 4 * kQuad + v * 4 * W), 15);
+}
+
+template <bool has_minima>
+struct Int4Blocks {
+  static constexpr int kBlock = 32, kGroup = 32;
+  static constexpr int kHead = (has_minima ? 4 : 2) * kPanel, kBytes = kHead + 4 * kQuad;
+  static constexpr int kZero = has_minima ? 0 : 8;
+  static constexpr bool kHasMinima = has_minima, kIsSmall = true;
+  static F scale(const uint8_t* block, int, int v) { return load(halves(block, 0, v)); }
+  static F minimum(const uint8_t* block, int, int v) { return load(halves(block, 1, v)); }
+  template <int j>
+  static I codes(const uint8_t* block, int, int v) {
+    return nibbles<j>(block + kHead, v);
+  }
+};
+using Q4_0 = Int4Blocks<false>;
+using Q4_1 = Int4Blocks<true>;
+
+struct Q8_0 {
+  static constexpr int kBlock = 32, kGroup = 32;
+  static constexpr int kHead = 2 * kPanel, kBytes = kHead + 8 * kQuad;
+  static constexpr int kZero = 128;
+  static constexpr bool kHasMinima = false, kIsSmall = false;
+  static F scale(const uint8_t* block, int, int v) { return load(halves(block, 0, v)); }
+  static F minimum(const uint8_t*, int, int) { return zero(); }
+  template <int j>
+  static I codes(const uint8_t* block, int, int v) {
+    return load_bytes(block + kHead + j * kQuad + v * 4 * W);
+  }
+};
+
+// Heads: d and dmin, float16; scales and minima of the 8 groups, a byte each. A group's scale is d
+// times its byte, its minimum -dmin times its byte. Codes of a group: four bits, then (of five) the
+// fifth bits, bit j of a byte for quad j.
+template <bool has_fifth>
+struct KBlocks {
+  static constexpr int kBlock = 256, kGroup = 32;
+  static constexpr int kScales = 4 * kPanel, kMinima = kScales + 8 * kPanel;
+  static constexpr int kHead = kMinima + 8 * kPanel, kGroupBytes = (has_fifth ? 5 : 4) * kQuad;
+  static constexpr int kBytes = kHead + 8 * kGroupBytes;
+  static constexpr int kZero = 0;
+  static constexpr bool kHasMinima = true, kIsSmall = true;
+  static F scale(const uint8_t* block, int g, int v) {
+    return load(halves(block, 0, v)) * widen_bytes(block + kScales + g * kPanel + v * W);
+  }
+  static F minimum(const uint8_t* block, int g, int v) {
+    F factor = widen_bytes(block + kMinima + g * kPanel + v * W);
+    return load(halves(block, 1, v)) * (zero() - factor);
+  }
+  template <int j>
+  static I codes(const uint8_t* block, int g, int v) {
+    const uint8_t* group = block + kHead + g * kGroupBytes;
+    I low = nibbles<j>(group, v);
+    if constexpr (!has_fifth) return low;
+    return both(low, bits<j - 4>(load_bytes(group + 4 * kQuad + v * 4 * W), 16));
+  }
+};
+using Q4_K = KBlocks<false>;
+using Q5_K = KBlocks<true>;
+
+// Heads: d, float16; scales of the 16 groups of 16, a signed byte each. Codes of two groups: four
+// bits, then two bytes' worth of the upper two bits: bits 2 j of the first for quad j, of the second
+// for quad j + 4.
+struct Q6_K {
+  static constexpr int kBlock = 256, kGroup = 16;
+  static constexpr int kScales = 2 * kPanel, kHead = kScales + 16 * kPanel;
+  static constexpr int kPairBytes = 6 * kQuad, kBytes = kHead + 8 * kPairBytes;
+  static constexpr int kZero = 32;
+  static constexpr bool kHasMinima = false, kIsSmall = true;
+  static F scale(const uint8_t* block, int g, int v) {
+    const int8_t* factors = (const int8_t*)block + kScales + g * kPanel + v * W;
+    return load(halves(block, 0, v)) * widen_bytes(factors);
+  }
+  static F minimum(const uint8_t*, int, int) { return zero(); }
+  template <int j>
+  static I codes(const uint8_t* block, int g, int v) {
+    const uint8_t* pair = block + kHead + g / 2 * kPairBytes;
+    I high = bits<2 * j - 4>(load_bytes(pair + (4 + g % 2) * kQuad + v * 4 * W), 48);
+    // The group's parity says which halves: known only at run time.
+    const uint8_t* at = pair + j * kQuad + v * 4 * W;
+    return both(g % 2 ? bits<4>(load_bytes(at), 15) : bits<0>(load_bytes(at), 15), high);
+  }
+};
+
+// Calls body(B{}) with the struct of a coding; false if the coding is not one of blocks.
+template <class Body>
+static bool with_blocks(Coding coding, Body body) {
+  switch (coding) {
+    case Coding::q4_0: body(Q4_0{}); return true;
+    case Coding::q4_1: body(Q4_1{}); return true;
+    case Coding::q8_0: body(Q8_0{}); return true;
+    case Coding::q4_k: body(Q4_K{}); return true;
+    case Coding::q5_k: body(Q5_K{}); return true;
+    case Coding::q6_k: body(Q6_K{}); return true;
+    default: return false;
+  }
+}
