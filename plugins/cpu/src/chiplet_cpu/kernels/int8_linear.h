@@ -5,7 +5,7 @@
 // whole numbers, two products. Rows are worked on in tiles, whose codes stand interleaved:
 // [group][quad][row of the tile], so that the inner loop reads them one after another.
 
-constexpr int kTileRows = W == 16 ? 12 : 4;  // as many as registers hold
+constexpr int kCodeRows = W == 16 ? 12 : 4;  // as many as registers hold
 // Rows whose codes stay in the second-level cache while panels pass by.
 constexpr int64_t kCodesBytes = 384 << 10;
 
@@ -34,8 +34,8 @@ static inline int32_t round_group(const float* x, int count, float inverse, int8
 
 template <class T>
 static void quantize_tile(const QuantizeArgs& a, int64_t tile) {
-  int64_t first = tile * kTileRows, left = a.rows - first;
-  int rows = left < kTileRows ? (int)left : kTileRows;
+  int64_t first = tile * kCodeRows, left = a.rows - first;
+  int rows = left < kCodeRows ? (int)left : kCodeRows;
   int quads = a.group / 4;
   int64_t groups = a.k / a.group;
   int32_t* codes = a.codes + first * a.k / 4;
@@ -131,18 +131,18 @@ static void int8_tile(int rows, const uint8_t* panel, int64_t k, Codes x, float*
 
 template <class B>
 static void int8_panels(Dtype dtype, const LinearArgs& a, Codes x, int64_t begin, int64_t end) {
-  alignas(64) float sums[kTileRows * kPanel];
+  alignas(64) float sums[kCodeRows * kPanel];
   int64_t groups = a.k / B::kGroup;
-  int64_t most = kCodesBytes / a.k / kTileRows * kTileRows;
-  int64_t step = most < kTileRows ? kTileRows : most;
+  int64_t most = kCodesBytes / a.k / kCodeRows * kCodeRows;
+  int64_t step = most < kCodeRows ? kCodeRows : most;
   for (int64_t first = 0; first < a.rows; first += step) {
     int64_t last = a.rows - first < step ? a.rows : first + step;
     for (int64_t panel = begin; panel < end; ++panel) {
       const uint8_t* packed = (const uint8_t*)a.panels + panel * a.panel_bytes;
-      for (int64_t row = first; row < last; row += kTileRows) {
-        int rows = a.rows - row < kTileRows ? (int)(a.rows - row) : kTileRows;
+      for (int64_t row = first; row < last; row += kCodeRows) {
+        int rows = a.rows - row < kCodeRows ? (int)(a.rows - row) : kCodeRows;
         Codes tile{x.codes + row * a.k / 4, x.scales + row * groups, x.sums + row * groups};
-        int8_tile<B, kTileRows>(rows, packed, a.k, tile, sums);
+        int8_tile<B, kCodeRows>(rows, packed, a.k, tile, sums);
         CHIPLET_DISPATCH(dtype, T, finish<T>(a, row, rows, panel * kPanel, sums))
       }
     }

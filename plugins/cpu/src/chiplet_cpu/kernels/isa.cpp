@@ -24,7 +24,7 @@ namespace CHIPLET_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    CHIPLET_STRING(CHIPLET_ISA), kTileRows, rms_norm, rotary, silu_mul, sample, linear,
+    CHIPLET_STRING(CHIPLET_ISA), kCodeRows, rms_norm, rotary, silu_mul, sample, linear,
     widen_rows, panel_rows, quantize_rows, int8_linear,
     attend, join_parts, write_kv,
 };
