@@ -1,4 +1,4 @@
-// Packed weights of GGUF's codings, as panels. Included by isa.cpp; pack.cpp writes them.
+// Packed weights in blocks, as panels. Included by isa.cpp; pack.cpp and linear/panels.py write them.
 //
 // A panel holds kPanel output features, one block of input features after another. A block has its
 // heads (scales, minima), one per output, and then its codes: whole numbers of at most eight bits.
@@ -24,6 +24,11 @@ static inline I load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 static inline I splat_word(int32_t x) { return _mm512_set1_epi32(x); }
 static inline I zero_words() { return _mm512_setzero_si512(); }
 static inline I both(I a, I b) { return _mm512_or_si512(a, b); }
+static inline I add_words(I a, I b) { return _mm512_add_epi32(a, b); }
+static inline F low_bf16(I a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+static inline F high_bf16(I a) {
+  return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xffff0000)));
+}
 static inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 static inline F widen_bytes(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
@@ -66,6 +71,11 @@ static inline I load_bytes(const uint8_t* p) { return _mm256_loadu_si256((const 
 static inline I splat_word(int32_t x) { return _mm256_set1_epi32(x); }
 static inline I zero_words() { return _mm256_setzero_si256(); }
 static inline I both(I a, I b) { return _mm256_or_si256(a, b); }
+static inline I add_words(I a, I b) { return _mm256_add_epi32(a, b); }
+static inline F low_bf16(I a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
+static inline F high_bf16(I a) {
+  return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32((int)0xffff0000)));
+}
 static inline F to_float(I a) { return _mm256_cvtepi32_ps(a); }
 static inline F widen_bytes(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
@@ -108,6 +118,9 @@ static inline I load_bytes(const uint8_t* p) {
 static inline I splat_word(int32_t x) { return I{x, x, x, x, x, x, x, x}; }
 static inline I zero_words() { return I{}; }
 static inline I both(I a, I b) { return a | b; }
+static inline I add_words(I a, I b) { return a + b; }
+static inline F low_bf16(I a) { return (F)(a << 16); }
+static inline F high_bf16(I a) { return (F)(a & (int32_t)0xffff0000); }
 static inline F to_float(I a) { return __builtin_convertvector(a, F); }
 template <class Byte>
 static inline F widen_bytes(const Byte* p) {
@@ -228,6 +241,23 @@ struct Q6_K {
   }
 };
 
+// Groups of G inputs, of other checkpoints than GGUF's. Heads: scales and minima, float32.
+template <int G>
+struct Int4Groups {
+  static constexpr int kBlock = G, kGroup = 32;
+  static constexpr int kHead = 8 * kPanel, kBytes = kHead + G / 32 * 4 * kQuad;
+  static constexpr int kZero = 0;
+  static constexpr bool kHasMinima = true, kIsSmall = true;
+  static F scale(const uint8_t* block, int, int v) { return load((const float*)block + v * W); }
+  static F minimum(const uint8_t* block, int, int v) {
+    return load((const float*)block + kPanel + v * W);
+  }
+  template <int j>
+  static I codes(const uint8_t* block, int g, int v) {
+    return nibbles<j>(block + kHead + g * 4 * kQuad, v);
+  }
+};
+
 // Calls body(B{}) with the struct of a coding; false if the coding is not one of blocks.
 template <class Body>
 static bool with_blocks(Coding coding, Body body) {
@@ -238,6 +268,9 @@ static bool with_blocks(Coding coding, Body body) {
     case Coding::q4_k: body(Q4_K{}); return true;
     case Coding::q5_k: body(Q5_K{}); return true;
     case Coding::q6_k: body(Q6_K{}); return true;
+    case Coding::int4_32: body(Int4Groups<32>{}); return true;
+    case Coding::int4_64: body(Int4Groups<64>{}); return true;
+    case Coding::int4_128: body(Int4Groups<128>{}); return true;
     default: return false;
   }
 }

@@ -11,4 +11,18 @@ namespace calls {
 void attention(AttentionArgs attention, const KvWriteArgs& write, int64_t num_tokens,
                int64_t num_requests);
 
+// Rows of activations, of the type that an operation is called with.
+struct Rows {
+  const void* data;
+  int64_t stride, rows;
+};
+
+// y = x W^T + b, where `x` and `x_stride` of the arguments are filled in: x as it is, and x rounded
+// to eight bits.
+void linear(Dtype dtype, const Rows& x, LinearArgs args);
+void int8_linear(Dtype dtype, const Rows& x, const LinearArgs& args);
+
+// `count` rows of packed weights.
+void rows(Dtype dtype, const RowsArgs& args, int64_t count);
+
 }  // namespace calls

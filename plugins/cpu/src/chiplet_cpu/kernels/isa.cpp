@@ -21,11 +21,12 @@ namespace CHIPLET_ISA {
 #include "sampling.h"
 
 #include "int8_linear.h"  // after linear.h, whose last step it shares
+#include "word_linear.h"
 
 extern const Kernels table;
 const Kernels table = {
-    CHIPLET_STRING(CHIPLET_ISA), kCodeRows, rms_norm, rotary, silu_mul, sample, linear,
-    widen_rows, panel_rows, quantize_rows, int8_linear,
+    CHIPLET_STRING(CHIPLET_ISA), kCodeRows, kHasBf16Words, rms_norm, rotary, silu_mul, sample, linear,
+    widen_rows, panel_rows, quantize_rows, int8_linear, pair_rows, quantize_tokens, bf16_linear, int8_channels,
     attend, join_parts, write_kv,
 };
 

@@ -17,6 +17,18 @@ static void expand_plain(const uint8_t* panel, int64_t begin, int count, float* 
   for (int i = 0; i < count * kPanel; i += W) store(out + i, load(from + i));
 }
 
+// Pairs of neighbouring inputs, as word_linear.h wants them.
+static void expand_pairs(const uint8_t* panel, int64_t begin, int count, float* out) {
+  const uint8_t* from = panel + begin * kPanel * 2;
+  for (int k = 0; k < count; k += 2, from += kQuad) {
+    for (int v = 0; v < V; ++v) {
+      I words = load_bytes(from + v * 4 * W);
+      store(out + k * kPanel + v * W, low_bf16(words));
+      store(out + (k + 1) * kPanel + v * W, high_bf16(words));
+    }
+  }
+}
+
 template <class B, int j = 0>
 static inline void expand_quads(const uint8_t* block, int g, int v, F scale, F minimum,
                                 float* out) {
@@ -105,7 +117,7 @@ static void finish(const LinearArgs& a, int64_t row, int rows, int64_t column, c
 static void expand(Coding coding, const uint8_t* panel, int64_t begin, int count, float* out) {
   switch (coding) {
     case Coding::float32: return expand_plain<float>(panel, begin, count, out);
-    case Coding::bfloat16: return expand_plain<bf16>(panel, begin, count, out);
+    case Coding::bfloat16: return expand_pairs(panel, begin, count, out);
     case Coding::float16: return expand_plain<f16>(panel, begin, count, out);
     default: break;
   }

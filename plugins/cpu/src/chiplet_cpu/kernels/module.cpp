@@ -61,23 +61,27 @@ void sample(void* logits, int64_t stride, int64_t rows, int64_t vocab, void* tem
   pool::for_ranges(rows, 1, [&](int64_t begin, int64_t end) { kernels().sample(a, begin, end); });
 }
 
+LinearArgs linear_args(int64_t coding, void* panels, int64_t panel_bytes, int64_t rows, int64_t k,
+                       int64_t n, void* bias, void* out) {
+  return {nullptr, panels, bias, out, 0, rows, k, n, panel_bytes, (Coding)coding};
+}
+
 void linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding, void* panels,
             int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
-  auto type = (Dtype)dtype;
-  if (type != Dtype::float32) {
-    auto* wide = (float*)pool::shared_memory(rows * k * sizeof(float));
-    WidenArgs w{x, wide, x_stride, k};
-    pool::for_ranges(rows, row_grain(6 * k), [&](int64_t begin, int64_t end) {
-      kernels().widen_rows(type, w, begin, end);
-    });
-    x = wide;
-    x_stride = k;
-  }
-  LinearArgs a{(float*)x, panels, bias, out, x_stride, rows, k, n, panel_bytes, (Coding)coding};
-  int64_t num_panels = (n + kPanel - 1) / kPanel;
-  pool::for_ranges(num_panels, pool::even_grain(num_panels), [&](int64_t begin, int64_t end) {
-    kernels().linear(type, a, begin, end);
-  });
+  calls::linear((Dtype)dtype, {x, x_stride, rows},
+                linear_args(coding, panels, panel_bytes, rows, k, n, bias, out));
+}
+
+void int8_linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding,
+                 void* panels, int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
+  calls::int8_linear((Dtype)dtype, {x, x_stride, rows},
+                     linear_args(coding, panels, panel_bytes, rows, k, n, bias, out));
+}
+
+void panel_rows(int64_t dtype, void* ids, int64_t rows, int64_t coding, void* panels,
+                int64_t panel_bytes, int64_t k, void* out) {
+  RowsArgs a{(int32_t*)ids, panels, out, k, panel_bytes, (Coding)coding};
+  calls::rows((Dtype)dtype, a, rows);
 }
 
 void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
@@ -126,48 +130,6 @@ void tape_replay(int64_t number, int64_t first, int64_t last) {
   PyThreadState* state = PyEval_SaveThread();
   tape::replay(number, first, last);
   PyEval_RestoreThread(state);
-}
-
-void panel_rows(int64_t dtype, void* ids, int64_t rows, int64_t coding, void* panels,
-                int64_t panel_bytes, int64_t k, void* out) {
-  RowsArgs a{(int32_t*)ids, panels, out, k, panel_bytes, (Coding)coding};
-  pool::for_ranges(rows, row_grain(64 * k), [&](int64_t begin, int64_t end) {
-    kernels().panel_rows((Dtype)dtype, a, begin, end);
-  });
-}
-
-// What the whole-number product needs to know of a coding; group and zero are those of blocks.h.
-struct Grouping {
-  int group, zero;
-};
-
-Grouping grouping(Coding coding) {
-  switch (coding) {
-    case Coding::q4_0: return {32, 8};
-    case Coding::q8_0: return {32, 128};
-    case Coding::q6_k: return {16, 32};
-    default: return {32, 0};
-  }
-}
-
-void int8_linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding,
-                 void* panels, int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
-  auto type = (Dtype)dtype;
-  auto [group, zero] = grouping((Coding)coding);
-  int64_t num_groups = rows * (k / group);
-  auto* memory = (char*)pool::shared_memory(rows * k + 2 * num_groups * sizeof(float));
-  auto* scales = (float*)(memory + rows * k);
-  QuantizeArgs q{x,     x_stride,         rows,   k, group, zero, (int32_t*)memory,
-                 scales, scales + num_groups};
-  int64_t tile_rows = kernels().tile_rows, num_tiles = (rows + tile_rows - 1) / tile_rows;
-  pool::for_ranges(num_tiles, row_grain(16 * k * tile_rows), [&](int64_t begin, int64_t end) {
-    kernels().quantize_rows(type, q, begin, end);
-  });
-  LinearArgs a{nullptr, panels, bias, out, 0, rows, k, n, panel_bytes, (Coding)coding};
-  int64_t num_panels = (n + kPanel - 1) / kPanel;
-  pool::for_ranges(num_panels, pool::even_grain(num_panels), [&](int64_t begin, int64_t end) {
-    kernels().int8_linear(type, a, q, begin, end);
-  });
 }
 
 int64_t panel_bytes(int64_t coding, int64_t k) { return pack::panel_bytes((Coding)coding, k); }

@@ -44,7 +44,11 @@ enum class Coding : int {
   q8_0 = 5,
   q4_k = 6,
   q5_k = 7,
-  q6_k = 8
+  q6_k = 8,
+  int8_channels = 9,
+  int4_32 = 10,
+  int4_64 = 11,
+  int4_128 = 12
 };
 
 constexpr int kPanel = 16;  // output features that are packed together
@@ -73,7 +77,7 @@ struct WidenArgs {
   int64_t stride, width;
 };
 
-// Rows rounded to eight bits, in tiles of `Kernels::tile_rows`; int8_linear.h has the layouts.
+// Rows rounded to eight bits, in tiles of `Kernels::code_rows`; int8_linear.h has the layouts.
 struct QuantizeArgs {
   const void* x;
   int64_t stride, rows, k;
@@ -82,6 +86,16 @@ struct QuantizeArgs {
   int32_t* codes;  // [rows, k] bytes
   float* scales;   // [rows, k / group]
   float* sums;     // [rows, k / group]
+};
+
+// Rows as words of 32 bits, in tiles of `Kernels::code_rows`; see word_linear.h.
+struct WordArgs {
+  const void* x;
+  int64_t stride, rows, k;
+  int64_t words;     // of a row
+  int32_t* x_words;  // [rows, words]
+  float* scales;     // [rows], of int8
+  int32_t* offsets;  // [rows], of int8: what a sum is too large by, negated
 };
 
 struct AttentionArgs {
@@ -119,7 +133,8 @@ struct KvWriteArgs {
 
 struct Kernels {
   const char* name;
-  int tile_rows;
+  int code_rows;        // of a tile
+  bool has_bf16_words;  // bf16_linear may be called
   void (*rms_norm)(Dtype, const NormArgs&, int64_t begin, int64_t end);
   void (*rotary)(Dtype, const RotaryArgs&, int64_t begin, int64_t end);
   void (*silu_mul)(Dtype, const SiluMulArgs&, int64_t begin, int64_t end);
@@ -130,6 +145,12 @@ struct Kernels {
   void (*quantize_rows)(Dtype, const QuantizeArgs&, int64_t begin, int64_t end);  // tiles
   void (*int8_linear)(Dtype, const LinearArgs&, const QuantizeArgs&, int64_t begin,
                       int64_t end);  // panels
+  void (*pair_rows)(const WordArgs&, int64_t begin, int64_t end);                // tiles
+  void (*quantize_tokens)(Dtype, const WordArgs&, int64_t begin, int64_t end);  // tiles
+  void (*bf16_linear)(Dtype, const LinearArgs&, const WordArgs&, int64_t begin,
+                      int64_t end);  // panels
+  void (*int8_channels)(Dtype, const LinearArgs&, const WordArgs&, int64_t begin,
+                        int64_t end);  // panels
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*join_parts)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);

@@ -1,8 +1,8 @@
 """Linear layers by the plugin's own kernels, on weights that stay in their checkpoint's coding.
 
 Two providers on the same panels. `native` keeps activations as they are: weights are widened in
-registers, and sums are float32. `native-int8` rounds activations to eight bits in groups and
-multiplies whole numbers, which is several times as fast.
+registers, and sums are float32. `native-int8` rounds activations to eight bits, in groups or (where
+the scheme says so) by token, and multiplies whole numbers, which is several times as fast.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from chiplet.api import (
+    Activations,
     BuildContext,
     Dtype,
     Feature,
@@ -85,11 +86,22 @@ def _plain_score(dtype: Dtype) -> int:
     return Tier.VENDOR + 10 if is_measured else Tier.VENDOR - 10
 
 
+_CODED = frozenset(
+    {
+        Feature.BIAS,
+        Feature.BLOCK_WEIGHTS,
+        Feature.INT4_WEIGHTS,
+        Feature.ZERO_POINTS,
+        Feature.WEIGHT_ROWS,
+    }
+)
+
+
 class NativeLinearProvider:
-    """Serves plain weights and GGUF's blocks; activations are kept."""
+    """Serves plain weights, GGUF's blocks and groups of int4; activations are kept."""
 
     name = "native"
-    accepts = frozenset({Feature.BIAS, Feature.BLOCK_WEIGHTS, Feature.WEIGHT_ROWS})
+    accepts = _CODED
 
     def assess(self, request: LinearRequest) -> Verdict:
         """Yes where the kernels could be built and know the coding."""
@@ -98,7 +110,7 @@ class NativeLinearProvider:
         if request.scheme is None:
             return Yes(_plain_score(request.dtype), f"plain panels, {native.instruction_set()}")
         note = f"{request.scheme} in panels, {native.instruction_set()}"
-        return refusal(request) or Yes(Tier.VENDOR, note)
+        return refusal(request, is_rounded=False) or Yes(Tier.VENDOR, note)
 
     def build(self, request: LinearRequest, context: BuildContext) -> PanelLinear:
         """The product on panels."""
@@ -106,20 +118,27 @@ class NativeLinearProvider:
 
 
 class NativeInt8Provider:
-    """Serves GGUF's blocks; activations are rounded to eight bits."""
+    """Serves GGUF's blocks, groups of int4, and int8; activations are rounded to eight bits."""
 
     name = "native-int8"
-    accepts = frozenset({Feature.BIAS, Feature.BLOCK_WEIGHTS, Feature.WEIGHT_ROWS})
+    accepts = _CODED | {Feature.INT8_WEIGHTS, Feature.DYNAMIC_ACTIVATIONS}
 
     def assess(self, request: LinearRequest) -> Verdict:
         """Yes where the kernels could be built and know the coding."""
         if not native.is_available():
             return No.because("build", native.explanation(), native.remedy())
+        refused = refusal(request, is_rounded=True)
+        if refused is not None:
+            return refused
+        assert request.scheme is not None
         # Portable code has no instruction for it, and is slower than with floating-point numbers.
         is_slow = native.instruction_set() == "portable"
-        score = Tier.VENDOR - 20 if is_slow else Tier.VENDOR + 20
-        note = f"{request.scheme} in panels, {native.instruction_set()}"
-        return refusal(request) or Yes(score, note, numerics=Numerics.INT8_ACTIVATIONS)
+        is_kept = request.scheme.activations is Activations.KEPT
+        return Yes(
+            Tier.VENDOR - 20 if is_slow else Tier.VENDOR + 20,
+            f"{request.scheme} in panels, {native.instruction_set()}",
+            numerics=Numerics.INT8_ACTIVATIONS if is_kept else Numerics.EXACT,
+        )
 
     def build(self, request: LinearRequest, context: BuildContext) -> PanelLinear:
         """The product of whole numbers."""
