@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from chiplet.api import (
+    Activations,
     BuildContext,
     Coding,
     DeviceProbe,
@@ -78,6 +79,34 @@ def test_shapes_that_fill_no_panel_or_stretch(isa, threads, provider, coding, sh
     for num_tokens in (1, 5, 13):
         request = linear_request(coding, shape=(shape[0], shape[1] * elements), has_bias=True)
         assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 13, 129])
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+@pytest.mark.parametrize("has_zero_points", [False, True])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_groups_of_int4(isa, group_size, has_zero_points, dtype, num_tokens):
+    scheme = WeightScheme(
+        coding=Coding.INT4,
+        granularity=Granularity.GROUP,
+        group_size=group_size,
+        has_zero_points=has_zero_points,
+    )
+    request = replace(linear_request(None, dtype, (33, 256), has_bias=True), scheme=scheme)
+    for provider in (PROVIDER, NativeInt8Provider()):
+        assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 13, 129])
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("shape", [(3, 1), (33, 130), (64, 1023)])
+def test_int8_per_channel(isa, threads, shape, dtype, num_tokens):
+    scheme = WeightScheme(
+        coding=Coding.INT8, granularity=Granularity.CHANNEL, activations=Activations.PER_TOKEN
+    )
+    request = replace(linear_request(None, dtype, shape, has_bias=True), scheme=scheme)
+    assert check_linear(NativeInt8Provider(), request, CONTEXT, num_tokens=num_tokens)
+    assert not check_linear(PROVIDER, request, CONTEXT, num_tokens=num_tokens)
 
 
 @pytest.mark.parametrize("coding", BLOCKS)

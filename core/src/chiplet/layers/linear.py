@@ -121,7 +121,9 @@ class Linear:
 
     def adopt(self, other: Linear) -> bool:
         """Take over packed weights, if the same implementations packed them."""
-        mine, theirs = ([(each.impl, each.parts) for each in one._products] for one in (self, other))
+        mine, theirs = (
+            [(each.impl, each.parts) for each in one._products] for one in (self, other)
+        )
         if mine != theirs:
             return False
         for product, before in zip(self._products, other._products, strict=True):
