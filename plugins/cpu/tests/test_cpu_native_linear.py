@@ -17,8 +17,7 @@ from chiplet.api import (
     No,
     WeightScheme,
 )
-from chiplet.reference.quantization import dequantize, random_weights
-from chiplet.testing.conformance import check_linear
+from chiplet.testing.conformance import check_linear, dequantize, random_weights
 from chiplet_cpu import native
 from chiplet_cpu.linear.native import NativeInt8Provider, NativeLinearProvider
 from chiplet_cpu.platform import CpuPlatform

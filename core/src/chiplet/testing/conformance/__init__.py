@@ -11,6 +11,7 @@ a reason, and nothing else.
 """
 
 from chiplet.reference.ops import REFERENCE_OPS
+from chiplet.reference.quantization import dequantize, random_weights
 from chiplet.testing.conformance.attention import ATTENTION_CASES, check_attention, check_layout
 from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.communication import check_communicator
@@ -38,5 +39,7 @@ __all__ = [
     "check_linear",
     "check_moe",
     "check_op",
+    "dequantize",
     "is_served",
+    "random_weights",
 ]
