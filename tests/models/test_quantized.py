@@ -44,6 +44,12 @@ def int4_layer(layer: torch.nn.Linear) -> None:
     layer.weight.copy_(((codes - zero) * scale).flatten(1))
 
 
+def fp8_layer(layer: torch.nn.Linear) -> None:
+    """Round weights per output feature to three bits of mantissa."""
+    scale = layer.weight.abs().amax(1, keepdim=True) / 448
+    layer.weight.copy_((layer.weight / scale).to(torch.float8_e4m3fn).float() * scale)
+
+
 @torch.no_grad()
 def expected(model: torch.nn.Module, token_ids: list[int]) -> np.ndarray:
     logits = model(torch.tensor([token_ids])).logits[0]
@@ -52,7 +58,8 @@ def expected(model: torch.nn.Module, token_ids: list[int]) -> np.ndarray:
 
 # Where an activation lies on a rounding edge, it may fall on the other side in another engine.
 @pytest.mark.parametrize(
-    ("name", "quantize", "tolerance"), [("int8", int8_layer, 0.05), ("int4", int4_layer, 5e-4)]
+    ("name", "quantize", "tolerance"),
+    [("int8", int8_layer, 0.05), ("fp8", fp8_layer, 5e-4), ("int4", int4_layer, 5e-4)],
 )
 @pytest.mark.parametrize("kind", ["llama-tied", "llama-untied", "llama-bias", "qwen3"])
 @pytest.mark.parametrize("device", ["cpu", "reference"])

@@ -8,13 +8,14 @@ import torch
 
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, ModelError
+from chiplet.formats.quantization.fp8 import Fp8Channels
 from chiplet.formats.quantization.int4 import Int4Groups
 from chiplet.formats.quantization.int8 import Int8Channels
 from chiplet.formats.quantization.registry import find_format
 from chiplet.plugins import discover
 from chiplet.reference.quantization import dequantize, scales_shape, unpack_halves
 
-FORMATS = [Int8Channels(), Int4Groups()]
+FORMATS = [Int8Channels(), Fp8Channels(), Int4Groups()]
 
 
 def weight_of(num_rows: int, num_columns: int) -> torch.Tensor:
@@ -41,6 +42,25 @@ def test_int8_is_rounded_to_the_nearest_code(dtype: torch.dtype) -> None:
     error = np.abs(dequantize(got).double().numpy() - values)
     assert (error <= scales[:, None] * 0.5001 + 1e-40).all()
     assert (got.weight[0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fp8_is_rounded_to_the_nearest_number(dtype: torch.dtype) -> None:
+    weight = weight_of(9, 33).to(dtype)
+    format_ = Fp8Channels()
+    scheme = format_.scheme("o_proj", 33)
+    assert scheme is not None
+    got = format_.quantize(weight, scheme)
+    assert got.weight.dtype == torch.float8_e4m3fn
+    values = weight.double().numpy()
+    largest = np.abs(values).max(1)
+    np.testing.assert_allclose(got.scales[3:], largest[3:] / 448, rtol=1e-6)
+    error = np.abs(dequantize(got).double().numpy() - values)
+    # Three bits of mantissa: half a unit is 1/16 of the number, or half of the smallest step.
+    allowed = np.maximum(np.abs(values) / 16, largest[:, None] / 448 * 2.0**-10)
+    assert (error <= allowed * 1.0001 + 1e-40).all()
+    assert error[3:].max() > 0
+    assert (got.weight[0].float() == 0).all()
 
 
 @pytest.mark.parametrize(("width", "group_size"), [(256, 128), (320, 64), (96, 32), (48, 16)])
@@ -98,10 +118,10 @@ def test_int4_refuses_what_no_group_divides() -> None:
 
 def test_formats_are_found_by_name() -> None:
     formats = discover(DeviceOptions()).quantization_formats()
-    assert {each.name for each in formats} >= {"int8", "int4"}
+    assert {each.name for each in formats} >= {"int8", "fp8", "int4"}
     assert find_format(formats, "none") is None
     found = find_format(formats, "int4")
     assert found is not None
     assert found.name == "int4"
-    with pytest.raises(ConfigError, match=r"'int5'; allowed: none, .*int4, int8"):
+    with pytest.raises(ConfigError, match=r"'int5'; allowed: none, .*fp8, int4, int8"):
         find_format(formats, "int5")
