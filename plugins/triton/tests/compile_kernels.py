@@ -19,12 +19,15 @@ from triton.runtime.jit import JITFunction
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    Coding,
     DeviceProbe,
     Dtype,
     ForwardBatch,
+    Granularity,
     KvSpec,
     LinearRequest,
     LinearWeights,
+    WeightScheme,
 )
 
 COMPILED = []
@@ -111,6 +114,7 @@ def call_all(device, dtype, torch_dtype):
     packed = linear.pack(LinearWeights(scheme=None, weight=new(4096, 4096)))
     for rows in (1, 2, 4, 16, 32, 64):
         linear.run(new(rows, 4096), packed)
+    call_quantized(traits, context, dtype, torch_dtype)
     ops = ElementwiseOps(traits)
     ops.rms_norm(new(2, 4096), new(4096), 1e-5)
     ops.add_rms_norm(new(2, 4096), new(2, 4096), new(4096), 1e-5)
@@ -128,6 +132,37 @@ def call_all(device, dtype, torch_dtype):
         sample(logits, floats[0], top_k, *floats[1:], has_filters)
     counts = new(2, 128256, kind=torch.int32)
     ops.penalize(logits, new(2, 128256, kind=torch.bool), counts, *floats[1:])
+
+
+def call_quantized(traits, context, dtype, torch_dtype):
+    from chiplet_triton.linear.quantized import QuantizedLinear
+
+    n, k, group = 4096, 4096, 128
+    eight = LinearWeights(
+        scheme=WeightScheme(coding=Coding.FP8_E4M3, granularity=Granularity.CHANNEL),
+        weight=torch.empty(n, k, dtype=torch.float8_e4m3fn),
+        scales=torch.empty(n),
+    )
+    four = LinearWeights(
+        scheme=WeightScheme(
+            coding=Coding.INT4,
+            granularity=Granularity.GROUP,
+            group_size=group,
+            has_zero_points=True,
+        ),
+        weight=torch.empty(n, k // 2, dtype=torch.uint8),
+        scales=torch.empty(n, k // group),
+        zero_points=torch.empty(n, k // group, dtype=torch.uint8),
+    )
+    for weights in (eight, four) if traits.has_fp8 else (four,):
+        request = LinearRequest(
+            role="x", in_features=k, out_features=n, dtype=dtype, scheme=weights.scheme
+        )
+        linear = QuantizedLinear(request, traits, context.torch_device)
+        packed = linear.pack(weights)
+        for rows in (1, 16, 64):
+            linear.run(torch.empty(rows, k, dtype=torch_dtype), packed)
+        linear._plain(packed, torch_dtype)
 
 
 def usage(kernel):

@@ -5,7 +5,23 @@ import sys
 import tomllib
 from pathlib import Path
 
-from chiplet.api import AttentionRequest, DeviceProbe, Dtype, KvSpec, No, Op, OpRequest
+import pytest
+
+from chiplet.api import (
+    Activations,
+    AttentionRequest,
+    Coding,
+    DeviceProbe,
+    Dtype,
+    Granularity,
+    KvSpec,
+    LinearRequest,
+    No,
+    Op,
+    OpRequest,
+    WeightScheme,
+    Yes,
+)
 from chiplet_triton import plugin
 from chiplet_triton.device import traits_of
 
@@ -51,3 +67,38 @@ def test_refusals_carry_a_reason():
         kv=spec,
     )
     assert "512" in attention.assess(request).reasons[0].text
+
+
+FP8 = {"coding": Coding.FP8_E4M3, "granularity": Granularity.CHANNEL}
+INT4 = {"coding": Coding.INT4, "granularity": Granularity.GROUP, "has_zero_points": True}
+
+
+def assess(scheme, in_features=256, capability="9.0"):
+    (linear,) = plugin.linear(device=device(capability=capability))
+    request = LinearRequest(
+        role="x",
+        in_features=in_features,
+        out_features=64,
+        dtype=Dtype.BFLOAT16,
+        scheme=WeightScheme(**scheme),
+    )
+    return linear.assess(request)
+
+
+@pytest.mark.parametrize("scheme", [FP8, INT4 | {"group_size": 128}, INT4 | {"group_size": 32}])
+def test_weights_of_eight_and_four_bits_are_served(scheme):
+    assert isinstance(assess(scheme), Yes)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [
+        (assess(FP8, capability="8.0"), "E4M3"),
+        (assess(FP8, in_features=40), "multiples of 16"),
+        (assess(INT4 | {"group_size": 16}), "groups of 16"),
+        (assess(FP8 | {"activations": Activations.PER_TOKEN}), "per_token"),
+        (assess({"coding": Coding.INT8, "granularity": Granularity.CHANNEL}), "int8"),
+    ],
+)
+def test_other_schemes_are_refused_with_a_reason(verdict, reason):
+    assert reason in verdict.reasons[0].text

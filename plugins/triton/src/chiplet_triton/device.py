@@ -19,22 +19,31 @@ class DeviceTraits:
         can_overlap: a kernel may be launched before its predecessor has ended.
         num_cores: multiprocessors or compute units.
         shared_bytes: shared memory that one program may use.
+        has_fp8: it converts numbers of the kind E4M3.
     """
 
     is_cuda: bool
     can_overlap: bool
     num_cores: int
     shared_bytes: int
+    has_fp8: bool
 
 
 def traits_of(device: DeviceProbe) -> DeviceTraits:
     """Traits by the probe's facts 'capability' (like '9.0') and 'cores'; modest without them."""
-    major = int(device.facts.get("capability", "0.0").partition(".")[0])
+    capability = tuple(map(int, device.facts.get("capability", "0.0").split(".")))
+    major = capability[0]
     is_cuda = device.device_type == "cuda"
     # Data centre GPUs since 8.0 give a block 163 KiB or more; a CDNA3 workgroup has 64 KiB.
     shared_bytes = (160 if is_cuda and major >= 8 else 64) << 10
     num_cores = int(device.facts.get("cores", "64"))
-    return DeviceTraits(is_cuda, is_cuda and major >= 9, num_cores, shared_bytes)
+    return DeviceTraits(
+        is_cuda=is_cuda,
+        can_overlap=is_cuda and major >= 9,
+        num_cores=num_cores,
+        shared_bytes=shared_bytes,
+        has_fp8=capability >= (8, 9) if is_cuda else True,
+    )
 
 
 def launch_options(traits: DeviceTraits) -> dict[str, bool]:

@@ -12,12 +12,15 @@ import torch
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    Coding,
     DeviceProbe,
     Dtype,
+    Granularity,
     KvSpec,
     LinearRequest,
     Op,
     OpRequest,
+    WeightScheme,
 )
 from chiplet.testing.conformance import (
     ATTENTION_CASES,
@@ -32,7 +35,11 @@ from chiplet_triton import plugin
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy on NaN and infinity
 
 DEVICE = DeviceProbe(
-    device_type="cuda", index=0, name="none", total_memory_bytes=1, facts={"cores": "4"}
+    device_type="cuda",
+    index=0,
+    name="none",
+    total_memory_bytes=1,
+    facts={"cores": "4", "capability": "8.9"},
 )
 CONTEXT = BuildContext(SimpleNamespace(torch_device=torch.device("cpu")))
 DTYPES = (Dtype.FLOAT32, Dtype.FLOAT16)
@@ -71,6 +78,44 @@ def test_linear(k, n, num_tokens, dtype):
     (provider,) = plugin.linear(device=DEVICE)
     request = LinearRequest(
         role="x", in_features=k, out_features=n, dtype=dtype, has_bias=num_tokens % 2 == 0
+    )
+    assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
+
+
+FP8 = WeightScheme(coding=Coding.FP8_E4M3, granularity=Granularity.CHANNEL)
+
+
+def int4(group_size, *, zeros=True):
+    return WeightScheme(
+        coding=Coding.INT4,
+        granularity=Granularity.GROUP,
+        group_size=group_size,
+        has_zero_points=zeros,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 2, 33, 70, 257])
+@pytest.mark.parametrize(
+    ("k", "n", "scheme"),
+    [
+        (272, 65, FP8),
+        (1024, 16, FP8),
+        (384, 65, int4(128)),
+        (2304, 20, int4(64)),
+        (96, 33, int4(32, zeros=False)),
+    ],
+    ids=str,
+)
+def test_quantized_linear(k, n, scheme, num_tokens, dtype):
+    (provider,) = plugin.linear(device=DEVICE)
+    request = LinearRequest(
+        role="x",
+        in_features=k,
+        out_features=n,
+        dtype=dtype,
+        has_bias=num_tokens % 2 == 0,
+        scheme=scheme,
     )
     assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
 

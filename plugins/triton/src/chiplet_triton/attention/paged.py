@@ -30,8 +30,19 @@ from chiplet_triton.kernels.kv_write import kv_write_kernel
 
 _MAX_HEAD_DIM = 256
 _MAX_SPLITS = 64
-_DECODE_KEYS = 64
 _PROGRAMS_PER_CORE = 4
+
+
+class DecodeTiling(NamedTuple):
+    """How `decode_kernel` is cut.
+
+    Attributes:
+        keys: per step of the loop.
+    """
+
+    keys: int
+    num_warps: int
+    num_stages: int
 
 
 class Tiling(NamedTuple):
@@ -77,7 +88,7 @@ class PagedAttention:
         self._launch = launch_options(traits)
         is_wide = request.dtype is Dtype.FLOAT32 or self._block_dim > 128
         self._tiling = self._extend_tiling(is_wide)
-        self._decode_keys = 32 if is_wide else _DECODE_KEYS
+        self._decode_tiling = DecodeTiling(32 if is_wide else 64, 4, 3)
 
     def _extend_tiling(self, is_wide: bool) -> Tiling:
         if is_wide:
@@ -112,7 +123,7 @@ class PagedAttention:
         """As many as fill the device, and no more than there are blocks of keys."""
         programs = max(1, num_decodes * self._request.num_kv_heads)
         wanted = _PROGRAMS_PER_CORE * self._traits.num_cores // programs
-        return max(1, min(wanted, cdiv(longest, 2 * self._decode_keys), _MAX_SPLITS))
+        return max(1, min(wanted, cdiv(longest, 2 * self._decode_tiling.keys), _MAX_SPLITS))
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
@@ -186,7 +197,7 @@ class PagedAttention:
         self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, out: Tensor
     ) -> None:
         """Requests with one new token. Mutates: `out`, at their tokens, and `kv`."""
-        request, splits = self._request, plan.num_splits
+        request, splits, tiling = self._request, plan.num_splits, self._decode_tiling
         rows = plan.num_decodes * request.num_heads * splits
         if splits > 1:
             partial = torch.empty(rows, request.head_dim, dtype=torch.float32, device=q.device)
@@ -220,13 +231,13 @@ class PagedAttention:
             GROUP=self._group,
             BLOCK_GROUP=max(16, next_power_of_2(self._group)),
             BLOCK_DIM=self._block_dim,
-            BLOCK_KEYS=self._decode_keys,
+            BLOCK_KEYS=tiling.keys,
             HAS_WINDOW=request.window is not None,
             IS_SPLIT=splits > 1,
             PRECISION=DOT_PRECISION,
             OVERLAP=self._traits.can_overlap,
-            num_warps=4,
-            num_stages=3,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
             **self._launch,
         )
         if splits > 1:

@@ -9,13 +9,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton import cdiv, next_power_of_2
 
-from chiplet.api import BuildContext, Feature, LinearRequest, LinearWeights, Tier, Verdict, Yes
+from chiplet.api import (
+    BuildContext,
+    Feature,
+    LinearImpl,
+    LinearRequest,
+    LinearWeights,
+    No,
+    Tier,
+    Verdict,
+    Yes,
+)
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.skinny_linear import gemv_kernel, skinny_kernel
+from chiplet_triton.linear.quantized import QuantizedLinear, refusal
 
-_GEMV_ROWS = (1,)  # four rows took 14 ms a step on an H100 where `skinny_kernel` takes 7 for 16
 _MAX_ROWS = 64
 _MAX_GEMV_K = 16384  # the loop over K is unrolled
+_FEW_ROWS, _WIDE = 32, 16384
+"""More than so many rows are faster by torch's product, unless outputs are very many (on an H100:
+benchmarks/nvidia_notes.md)."""
 
 
 class Weights(NamedTuple):
@@ -23,6 +36,19 @@ class Weights(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
+
+
+class GemvTiling(NamedTuple):
+    """How `gemv_kernel` is cut.
+
+    Attributes:
+        block_n: output features per program.
+        block_k: elements of K per step.
+    """
+
+    block_n: int
+    block_k: int
+    num_warps: int
 
 
 class Tiling(NamedTuple):
@@ -47,7 +73,9 @@ class SkinnyLinear:
     def __init__(self, request: LinearRequest, traits: DeviceTraits, device: torch.device) -> None:
         self._k, self._n = request.in_features, request.out_features
         self._traits = traits
+        self._max_rows = _MAX_ROWS if self._n >= _WIDE else _FEW_ROWS
         self._launch = launch_options(traits)
+        self._gemv_tiling = GemvTiling(1, min(next_power_of_2(self._k), 2048), 4)
         self._tilings = {rows: self._tiling(rows, request) for rows in (16, 32, 64)}
         tiles = max(cdiv(self._n, each.block_n) for each in self._tilings.values())
         floats = max(
@@ -65,7 +93,9 @@ class SkinnyLinear:
         wanted = max(1, 2 * self._traits.num_cores // programs)
         splits = min(wanted, max(1, self._k // (4 * block_k)), 8)
         stage_bytes = (block_n + rows) * block_k * request.dtype.size_bytes
-        num_stages = max(1, min(4, self._traits.shared_bytes // stage_bytes))
+        num_stages = max(
+            1, min(3 if rows > _FEW_ROWS else 4, self._traits.shared_bytes // stage_bytes)
+        )
         return Tiling(block_n, block_k, splits, 4, num_stages)
 
     def pack(self, weights: LinearWeights) -> Weights:
@@ -75,18 +105,18 @@ class SkinnyLinear:
     def run(self, x: Tensor, packed: Weights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
         num_rows = x.shape[0]
-        if num_rows > _MAX_ROWS or num_rows == 0:
+        if num_rows > self._max_rows or num_rows == 0:
             return F.linear(x, packed.weight, packed.bias)
         y = torch.empty(num_rows, self._n, dtype=x.dtype, device=x.device)
-        if num_rows in _GEMV_ROWS and self._k <= _MAX_GEMV_K:
+        if num_rows == 1 and self._k <= _MAX_GEMV_K:
             self._gemv(x, packed, y)
         else:
             self._skinny(x, packed, y)
         return y
 
     def _gemv(self, x: Tensor, packed: Weights, y: Tensor) -> None:
-        num_rows = x.shape[0]
-        gemv_kernel[(self._n,)](
+        num_rows, tiling = x.shape[0], self._gemv_tiling
+        gemv_kernel[(cdiv(self._n, tiling.block_n),)](
             x,
             packed.weight,
             packed.bias,
@@ -95,11 +125,11 @@ class SkinnyLinear:
             x.stride(0),
             K=self._k,
             M=num_rows,
-            BLOCK_N=1,
-            BLOCK_K=min(next_power_of_2(self._k), 2048),
+            BLOCK_N=tiling.block_n,
+            BLOCK_K=tiling.block_k,
             HAS_BIAS=packed.bias is not None,
             OVERLAP=self._traits.can_overlap,
-            num_warps=4,
+            num_warps=tiling.num_warps,
             **self._launch,
         )
 
@@ -132,18 +162,27 @@ class SkinnyLinear:
 
 
 class TritonLinearProvider:
-    """Serves plain weights in 16 and 32 bits."""
+    """Serves plain weights in 16 and 32 bits, and weights of eight and four bits."""
 
     name = "triton"
-    accepts = frozenset({Feature.BIAS})
+    accepts = frozenset(
+        {Feature.BIAS, Feature.FP8_WEIGHTS, Feature.INT4_WEIGHTS, Feature.ZERO_POINTS}
+    )
 
     def __init__(self, traits: DeviceTraits) -> None:
         self._traits = traits
 
     def assess(self, request: LinearRequest) -> Verdict:
-        """Always yes."""
-        return Yes(Tier.GENERIC, f"own kernels up to {_MAX_ROWS} rows")
+        """Yes, unless weights are quantized in another way."""
+        if request.scheme is None:
+            return Yes(Tier.GENERIC, f"own kernels up to {_MAX_ROWS} rows")
+        reason = refusal(request.scheme, self._traits, request.in_features)
+        if reason:
+            return No.because("scheme", reason)
+        return Yes(Tier.GENERIC, "weights as they are stored, up to 256 rows")
 
-    def build(self, request: LinearRequest, context: BuildContext) -> SkinnyLinear:
+    def build(self, request: LinearRequest, context: BuildContext) -> LinearImpl:
         """Kernels for the layer's shape; compiled at their first launch."""
+        if request.scheme is not None:
+            return QuantizedLinear(request, self._traits, context.torch_device)
         return SkinnyLinear(request, self._traits, context.torch_device)
