@@ -95,12 +95,11 @@ def int4(group_size, *, zeros=True):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 2, 33, 70, 257])
+@pytest.mark.parametrize("num_tokens", [1, 33, 70, 257])
 @pytest.mark.parametrize(
     ("k", "n", "scheme"),
     [
         (272, 65, FP8),
-        (1024, 16, FP8),
         (384, 65, int4(128)),
         (2304, 20, int4(64)),
         (96, 33, int4(32, zeros=False)),
