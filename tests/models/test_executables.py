@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from chiplet.errors import ConfigError
 from chiplet.plugins import choose_device, discover
 from chiplet.reference.attention import PlainAttention, ReferenceAttention
 from chiplet.reference.platform import ReferencePlatform
+from chiplet.runner.executables import Executables
 from chiplet.runner.reachable import reachable_tensors
 from chiplet.runner.runner import LaunchedStep
 from chiplet.scheduler.scheduler import Scheduler
@@ -287,3 +289,28 @@ def test_a_program_ends_between_two_preparations_and_not_within_one(tmp_path: Pa
         [sys.executable, "-c", _EXITING, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["begun", "ended"]
+
+
+def test_a_missed_shape_is_prepared_first_and_launches_get_most_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint("llama-tied", tmp_path)
+    order: list[ShapeBucket] = []
+    monkeypatch.setattr(ReferencePlatform, "buckets", lambda _, limits: few_buckets(limits))
+    monkeypatch.setattr(Executables, "_prepare_behind", lambda self: None)
+    engine, _ = start(_config(tmp_path, prepare_first=False))
+    known: Executables = engine._runner._executables
+    decode, whole = known._to_prepare
+
+    def prepare(_: ReferencePlatform, step: Step) -> Executable:
+        order.append(step.bucket)
+        known.find(decode)  # a launch beside each preparation
+        time.sleep(0.03)
+        return ReplayedStep(step)
+
+    monkeypatch.setattr(ReferencePlatform, "prepare", prepare)
+    known.find(whole)
+    begin_s = time.monotonic()
+    known._prepare_all()
+    assert order == [whole, decode]
+    assert time.monotonic() - begin_s > 2 * (0.03 + 0.1)

@@ -32,6 +32,12 @@ _log = logging.getLogger(__name__)
 _PAUSE_S = 0.001
 """Between two preparations, so that a launch that waits for its turn gets it."""
 
+_SHARE_BESIDE_LAUNCHES = 0.1
+"""Part of the time that preparing may take while requests run: they pay for what it takes."""
+
+_IDLE_S = 0.1
+"""No launch for so long: nobody would notice a preparation."""
+
 _MAX_REMEMBERED = 4096
 """Shapes whose bucket is remembered."""
 
@@ -77,6 +83,9 @@ class Executables:
         self._told: set[str] = set()
         self._remembered: dict[ShapeBucket, Executable] = {}
         self._is_retired = False
+        self._num_launches = 0
+        # The bucket that the last launch would have had, if it is not ready.
+        self._missed: ShapeBucket | None = None
         # Whoever holds it prepares.
         self._preparing = threading.Lock()
         # An eager platform's operations share workspaces: either a launch or a preparation.
@@ -98,6 +107,7 @@ class Executables:
         """
         if not self._to_prepare:
             return self._function.exactly(shape)
+        self._num_launches += 1
         known = self._remembered.get(shape)
         if known is None:
             known = self._choose(shape)
@@ -109,7 +119,7 @@ class Executables:
             return
         if in_background:
             _retire_at_exit(weakref.WeakMethod(self.retire))
-            threading.Thread(target=self._prepare_all, name="prepare", daemon=True).start()
+            threading.Thread(target=self._prepare_behind, name="prepare", daemon=True).start()
         else:
             self._prepare_all()
 
@@ -123,6 +133,8 @@ class Executables:
     def _choose(self, shape: ShapeBucket) -> Executable:
         serving = [bucket for bucket in self._by_size if bucket.serves(shape)]
         ready = [self._ready[bucket] for bucket in serving if bucket in self._ready]
+        if serving and serving[0] not in self._ready and serving[0] not in self._failed:
+            self._missed = serving[0]
         if ready:
             is_final = ready[0].bucket == next(b for b in serving if b not in self._failed)
             if is_final and len(self._remembered) < _MAX_REMEMBERED:
@@ -137,6 +149,10 @@ class Executables:
                 return self._ready[bucket]
         raise EngineError(f"No program could be compiled for a step of {shape}.")
 
+    def _prepare_behind(self) -> None:
+        time.sleep(_IDLE_S)  # who asks as soon as the engine is ready does not wait for this
+        self._prepare_all()
+
     def _prepare_all(self) -> None:
         self._platform.activate()
         columns = (
@@ -147,11 +163,25 @@ class Executables:
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             for bucket in progress.track(self._to_prepare, description="Preparing step shapes"):
-                if self._is_retired:
-                    return
-                self._prepare(bucket)
-                time.sleep(_PAUSE_S)
+                for each in (self._missed, bucket):
+                    if self._is_retired:
+                        return
+                    if each is not None:
+                        self._prepare_beside_launches(each)
         _log.info("%d of %d step shapes are ready", len(self._ready), len(self._to_prepare))
+
+    def _prepare_beside_launches(self, bucket: ShapeBucket) -> None:
+        """Prepare, then leave the device to launches for so long as they are to have it."""
+        start_s, num_launches = time.monotonic(), self._num_launches
+        self._prepare(bucket)
+        took_s = time.monotonic() - start_s
+        time.sleep(_PAUSE_S)
+        until_s = time.monotonic() + took_s * (1 / _SHARE_BESIDE_LAUNCHES - 1)
+        while self._num_launches != num_launches and time.monotonic() < until_s:
+            num_launches = self._num_launches
+            if self._is_retired:
+                return
+            time.sleep(_IDLE_S)
 
     @torch.inference_mode()
     def _prepare(self, bucket: ShapeBucket) -> None:
