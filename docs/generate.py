@@ -25,6 +25,7 @@ from chiplet import api, errors, forward_batch, hooks, llm, modeling, request
 from chiplet.api import (
     attention,
     communication,
+    compilation,
     executable,
     features,
     linear,
@@ -55,12 +56,13 @@ INTERFACES: Mapping[str, tuple[ModuleType, ...]] = {
     "ops": (ops,),
     "quantization": (quantization,),
     "communication": (communication,),
+    "compilation": (compilation,),
     "models": (models, modeling),
 }
 """Modules that each interface consists of; the names in them stand on its page."""
 
 HOOKS: Mapping[str, tuple[str, ...]] = {
-    "platform": ("probe", "platform", "config_proposals", "doctor"),
+    "platform": ("probe", "emulated", "platform", "config_proposals", "doctor"),
     "quantization": ("quantization_formats",),
 }
 """Hooks of an interface, where they have another name."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chiplet.api import Dtype, Platform, StepLimits
+from chiplet.api import CompilationRequest, CompilingPlatform, Dtype, Platform, StepLimits
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.formats.catalogue import resolve_model
 from chiplet.formats.checkpoint import Checkpoint, open_checkpoint
@@ -20,6 +20,7 @@ from chiplet.models.base import CausalLM
 from chiplet.models.own_mappings import large_tensors_in_own_mappings
 from chiplet.models.registry import find_model
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
+from chiplet.parallel.one_program import one_program_topology, ranks_of_one_program
 from chiplet.plugins import (
     ChosenDevice,
     DeviceChoice,
@@ -89,7 +90,15 @@ def assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> Assemb
         dtypes=chosen.platform.supported_dtypes(),
     )
     judge = SelfCheck(chosen.platform) if config.device.self_check else None
-    selector = Selector(plugins, chosen, config.device, judge=judge)
+    num_ranks = config.device.tensor_parallel_size
+    topology = one_program_topology(num_ranks)
+    selector = Selector(plugins, chosen, config.device, topology, judge=judge)
+    if isinstance(chosen.platform, CompilingPlatform):
+        compiler = selector.compiler(CompilationRequest(num_ranks=num_ranks))
+        chosen.platform.compile_with(compiler)
+    ranks = ranks_of_one_program(
+        chosen.platform, topology, selector.communicator, Dtype(config.model.dtype)
+    )
     assert config.model.context_length is not None
     context = LayerContext(
         bindings=selector,
@@ -99,6 +108,7 @@ def assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> Assemb
         max_positions=config.model.context_length,
         device=chosen.platform.torch_device,
         stored=checkpoint.schemes,
+        ranks=ranks,
         quantization=find_format(plugins.quantization_formats(), config.model.quantization),
     )
     model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)

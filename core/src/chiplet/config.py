@@ -186,6 +186,17 @@ class DeviceOptions:
         "Run every step operation by operation; record no graphs. An error where the device can "
         "only run steps that are compiled whole.",
     )
+    emulate: bool = _option(
+        False,
+        "Let the host's processor stand in for the device that --device names, where its plugin "
+        "can: the same code, for development, and slow.",
+    )
+    tensor_parallel_size: int = _option(
+        1,
+        "Devices that share the model, each with a slice of every layer.",
+        minimum=1,
+        maximum=4096,
+    )
     prepare_first: bool = _option(
         False,
         "Record or compile all shapes before serving; otherwise it happens while requests run.",

@@ -15,6 +15,7 @@ from chiplet.api import (
     AttentionProvider,
     Check,
     CommunicationProvider,
+    CompilationProvider,
     DeviceProbe,
     EngineConfig,
     HostFacts,
@@ -36,6 +37,15 @@ def probe(host: HostFacts) -> Sequence[DeviceProbe]:  # pyright: ignore[reportRe
     """Devices of this plugin's kind on this host.
 
     Called in a subprocess with a time limit: a hang or a crash here counts as no device.
+    """
+
+
+@hookspec
+def emulated(host: HostFacts) -> DeviceProbe:  # pyright: ignore[reportReturnType]
+    """A device of this plugin's kind that the host's processor stands in for, for `--emulate`.
+
+    The other hooks are then called with it. It runs the same code as a device that is there,
+    for development; nobody expects speed. Only a plugin that can do so implements the hook.
     """
 
 
@@ -67,6 +77,11 @@ def ops(device: DeviceProbe) -> Sequence[OpProvider]:  # pyright: ignore[reportR
 @hookspec
 def communication(device: DeviceProbe, topology: Topology) -> Sequence[CommunicationProvider]:  # pyright: ignore[reportReturnType]
     """Providers of collectives for a device among the ranks of the engine."""
+
+
+@hookspec
+def compilation(device: DeviceProbe) -> Sequence[CompilationProvider]:  # pyright: ignore[reportReturnType]
+    """Compilers of whole steps for a device; see `chiplet.api.CompilingPlatform`."""
 
 
 @hookspec

@@ -152,3 +152,39 @@ def test_the_other_device_is_taken_with_a_warning_when_a_probe_crashes(folder):
 def test_what_a_probe_prints_does_no_harm(folder):
     folder.add_platform("tiny", hooks=PRINTS)
     assert len(probe()[0].devices) == 2
+
+
+EMULATING = (
+    PLATFORM_HOOKS
+    + """
+@hookimpl
+def emulated(host):
+    return DeviceProbe(device_type="{name}", index=0, name="on the host", total_memory_bytes=1)
+"""
+)
+
+
+def test_the_host_stands_in_for_a_device_that_is_not_there(folder):
+    folder.add_platform("tiny", EMULATING.replace("range(2)", "range(0)"))
+    chosen = choose(device="tiny", emulate=True)
+    assert chosen.probe.name == "on the host"
+    assert "EMULATED" in chosen.warnings[0]
+
+
+def test_a_device_that_is_not_there_is_refused_and_emulation_is_named(folder):
+    folder.add_platform("tiny", EMULATING.replace("range(2)", "range(0)"))
+    with pytest.raises(ConfigError, match="not there") as error:
+        choose(device="tiny")
+    assert "--emulate" in error.value.remedy
+
+
+def test_emulation_needs_a_device_that_can_be_emulated(folder):
+    folder.add_platform("tiny", EMULATING)
+    folder.add_platform("other")
+    with pytest.raises(ConfigError, match="names no device") as error:
+        choose(emulate=True)
+    assert "--device tiny" in error.value.remedy
+    with pytest.raises(ConfigError, match="'other:0' cannot be emulated"):
+        choose(device="other", emulate=True)
+    with pytest.raises(ConfigError, match="served by no plugin"):
+        choose(device="nothing", emulate=True)

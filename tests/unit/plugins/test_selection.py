@@ -9,6 +9,7 @@ import torch
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    CompilationRequest,
     Dtype,
     Feature,
     KvSpec,
@@ -318,3 +319,40 @@ def test_text_and_json(make_selector):
     values = json.loads(json.dumps(selector.plan().to_json()))
     assert values["choices"][0]["tier"] == "vendor"
     assert values["choices"][0]["rejections"][0]["provider"] == "reference"
+
+
+COMPILERS = """
+class Compiler:
+    def __init__(self, name, score, accepts=()):
+        self.name, self.score, self.accepts = name, score, frozenset(accepts)
+
+    def assess(self, request):
+        return Yes(self.score)
+
+    def build(self, request, context):
+        return self.name
+
+@hookimpl
+def compilation(device):
+    return [Compiler("plain", 200), Compiler("spanning", 100, {Feature.ONE_PROGRAM})]
+"""
+
+
+def test_compilers_are_providers_too(folder):
+    folder.add("compilers", COMPILERS)
+    plugins = discover(DeviceOptions())
+    chosen = choose_device(plugins, DeviceOptions())
+
+    def compiler(num_ranks, **options):
+        selector = Selector(plugins, chosen, DeviceOptions(**options))
+        request = CompilationRequest(num_ranks=num_ranks)
+        return selector.compiler(request), selector.plan().choices[0]
+
+    name, choice = compiler(1)
+    assert name == "plain"
+    assert choice.operation == "compilation/step"
+    assert choice.rejections[0].pin == "--use compilation/step=spanning"
+    assert compiler(1, use=("compilation/step=spanning",))[0] == "spanning"
+    assert compiler(4)[0] == "spanning"
+    with pytest.raises(PluginError, match="feature 'one_program' not accepted"):
+        compiler(4, use=("compilation/step=plain",))

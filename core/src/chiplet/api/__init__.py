@@ -18,6 +18,12 @@ from chiplet.api.communication import (
     SpmdPlatform,
     Topology,
 )
+from chiplet.api.compilation import (
+    CompilationProvider,
+    CompilationRequest,
+    CompilingPlatform,
+    StepCompiler,
+)
 from chiplet.api.executable import (
     ALL_SAMPLING,
     GREEDY,
@@ -86,6 +92,9 @@ __all__ = [
     "ConfigError",
     "CommunicationRequest",
     "Communicator",
+    "CompilationProvider",
+    "CompilationRequest",
+    "CompilingPlatform",
     "Coding",
     "DeviceProbe",
     "DeviceState",
@@ -135,6 +144,7 @@ __all__ = [
     "Sampling",
     "ShapeBucket",
     "Step",
+    "StepCompiler",
     "StepInputs",
     "StepLimits",
     "StepOutputs",

@@ -12,6 +12,7 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "linear": (0, 1),
     "ops": (0, 1),
     "communication": (0, 1),
+    "compilation": (0, 1),
     "moe": (0, 1),
     "models": (0, 1),
     "quantization": (0, 1),

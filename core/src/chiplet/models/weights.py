@@ -100,7 +100,7 @@ def fill_with_random(
     """Fill a model, or the places wanted, with reproducible random weights: normal, deviation
     0.02; norms are 1.
     """
-    generator = torch.Generator(device=device).manual_seed(0)
+    generator = _generator(device).manual_seed(0)
     targets = model.weight_map()
     for name, places in targets.items():
         shape = places[0].holder.part_shapes[places[0].part]
@@ -108,11 +108,19 @@ def fill_with_random(
             fill = torch.zeros if name.endswith(".bias") else torch.ones
             tensor = fill(shape, dtype=dtype, device=device)
         else:
-            tensor = torch.empty(shape, dtype=dtype, device=device)
+            tensor = torch.empty(shape, dtype=dtype, device=generator.device)
             tensor.normal_(std=0.02, generator=generator)
         # Those not wanted are drawn all the same, so that the others come out as before.
         if wanted is None or name in wanted:
             _place(targets if wanted is None else wanted, name, tensor, device)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """A source of random numbers, on the host where the device has none of its own."""
+    try:
+        return torch.Generator(device=device)
+    except RuntimeError:
+        return torch.Generator()
 
 
 def _place(targets: WeightMap, name: str, tensor: Weight, device: torch.device) -> None:

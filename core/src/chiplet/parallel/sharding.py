@@ -66,11 +66,13 @@ class Cut:
                 remedy="Lower --tensor-parallel-size, or take an unquantized checkpoint.",
             )
         first, last, width = (each // self.length for each in bounds)
+        part = tensor.narrow(self.dim, first, last - first)
+        if last - first == width:
+            return part.clone(memory_format=torch.contiguous_format)
         shape = list(tensor.shape)
-        shape[self.dim] = width
-        part = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-        part.narrow(self.dim, 0, last - first).copy_(tensor.narrow(self.dim, first, last - first))
-        return part
+        shape[self.dim] = width - (last - first)
+        zeros = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+        return torch.cat([part, zeros], dim=self.dim)
 
 
 def share(count: int, size: int, what: str) -> int:

@@ -11,6 +11,7 @@ from chiplet.api import (
     AttentionRequest,
     BuildContext,
     CommunicationRequest,
+    CompilationRequest,
     DeviceProbe,
     LinearRequest,
     MoeRequest,
@@ -30,9 +31,16 @@ from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("attention", "linear", "moe", "ops", "communication")
+FAMILIES = ("attention", "linear", "moe", "ops", "communication", "compilation")
 
-Request = AttentionRequest | LinearRequest | MoeRequest | OpRequest | CommunicationRequest
+Request = (
+    AttentionRequest
+    | LinearRequest
+    | MoeRequest
+    | OpRequest
+    | CommunicationRequest
+    | CompilationRequest
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,8 @@ def operation_of(request: Request) -> str:
             return f"ops/{request.op}"
         case CommunicationRequest():
             return f"communication/{request.group}"
+        case CompilationRequest():
+            return "compilation/step"
 
 
 def summary_of(request: Request) -> str:
@@ -103,6 +113,8 @@ def summary_of(request: Request) -> str:
         case CommunicationRequest():
             place = "in one program" if request.is_one_program else "a process each"
             return f"{request.world_size} ranks, {place}, {request.dtype}"
+        case CompilationRequest():
+            return f"one program for {request.num_ranks} devices"
 
 
 def build_context(

@@ -54,7 +54,9 @@ def begin_choice(plugin_set: PluginSet, options: DeviceOptions) -> DeviceChoice:
         for plugin in plugin_set.platforms
         if wanted is None or wanted[0] in plugin.manifest.device_types
     ]
-    return DeviceChoice(plugin_set, wanted, start_probes(probed))
+    # A device that the host stands in for need not be there: nobody is asked.
+    probes = start_probes([] if options.emulate else probed)
+    return DeviceChoice(plugin_set, wanted, probes, is_emulated=options.emulate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,20 @@ class DeviceChoice:
 
     Attributes:
         wanted: type and index that the options name.
+        is_emulated: the host's processor is to stand in for it.
     """
 
     plugin_set: PluginSet
     wanted: tuple[str, int] | None
     probes: Probes
+    is_emulated: bool = False
 
     def finish(self) -> ChosenDevice:
         """The device, once the probes have ended; may be called once. Raises as `choose_device`."""
         reference = self.plugin_set.reference
         results = self.probes.results()
+        if self.is_emulated:
+            return _emulated(self.plugin_set, self.wanted)
         if self.wanted is None:
             if not self.plugin_set.platforms and not _missing_platforms(self.plugin_set):
                 return _chosen(reference, _reference_device(reference), (_reference_warning(),))
@@ -83,6 +89,29 @@ class DeviceChoice:
         if results:
             return _named_device(results[0], index, device_type)
         raise _unknown_device(self.plugin_set, device_type)
+
+
+def _emulated(plugin_set: PluginSet, wanted: tuple[str, int] | None) -> ChosenDevice:
+    """The stand-in for a device that need not be there."""
+    able = [each for each in plugin_set.platforms if each.has("emulated")]
+    types = sorted(word for each in able for word in each.manifest.device_types)
+    listed = ", ".join(f"'--device {each}'" for each in types) or "none of those installed"
+    if wanted is None:
+        raise ConfigError("--emulate names no device.", remedy=f"Pass one with it: {listed}.")
+    device_type, index = wanted
+    for plugin in able:
+        if device_type in plugin.manifest.device_types and index == 0:
+            device: DeviceProbe = plugin.call("emulated", host=host_facts())
+            warning = (
+                f"Device '{device_type}' is EMULATED on this host's processor: its code, not its "
+                "speed. Leave --emulate out to run on the device itself."
+            )
+            return _chosen(plugin, device, (warning,))
+    if not any(device_type in each.manifest.device_types for each in plugin_set.platforms):
+        raise _unknown_device(plugin_set, device_type)
+    raise ConfigError(
+        f"Device '{device_type}:{index}' cannot be emulated.", remedy=f"Devices that can: {listed}."
+    )
 
 
 def parse_device(text: str) -> tuple[str, int]:
@@ -143,9 +172,11 @@ def _named_device(result: ProbeResult, index: int, device_type: str = "reference
         )
     found = ", ".join(f"{each.device_type}:{each.index}" for each in devices) or "none"
     finder = result.plugin.distribution
+    remedy = "Name one that was found, or check the hardware with 'chiplet doctor'."
+    if result.plugin.has("emulated"):
+        remedy += " For development, --emulate lets the host's processor stand in for it."
     raise ConfigError(
-        f"Device '{device_type}:{index}' is not there; {finder} found: {found}.",
-        remedy="Name one that was found, or check the hardware with 'chiplet doctor'.",
+        f"Device '{device_type}:{index}' is not there; {finder} found: {found}.", remedy=remedy
     )
 
 

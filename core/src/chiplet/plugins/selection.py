@@ -17,6 +17,7 @@ from chiplet.api import (
     AttentionRequest,
     CommunicationRequest,
     Communicator,
+    CompilationRequest,
     LinearImpl,
     LinearRequest,
     MoeImpl,
@@ -26,6 +27,7 @@ from chiplet.api import (
     Op,
     OpImpl,
     OpRequest,
+    StepCompiler,
     Topology,
     Yes,
 )
@@ -59,7 +61,7 @@ HOT_OPERATIONS = frozenset(
 
 
 CheckedRequest = AttentionRequest | LinearRequest | OpRequest
-"""What a judge can compare; mixtures of experts and groups of ranks it cannot."""
+"""What a judge can compare; mixtures of experts, groups of ranks and compilers it cannot."""
 
 
 class Judge(Protocol):
@@ -175,6 +177,10 @@ class Selector:
 
     def communicator(self, request: CommunicationRequest) -> Communicator:
         """The collectives of a group of ranks."""
+        return self._answer(request)
+
+    def compiler(self, request: CompilationRequest) -> StepCompiler:
+        """The compiler of whole steps."""
         return self._answer(request)
 
     def check_plan_file(self) -> None:
@@ -322,7 +328,7 @@ class Selector:
             return "", "is the reference"
         # Not of communicators: a second one would wait for the other ranks.
         request = contest.request
-        if self._judge is None or isinstance(request, CommunicationRequest | MoeRequest):
+        if self._judge is None or not isinstance(request, CheckedRequest):
             return "", "not run"
         reference = self._context.reference(request)
         verdict = contest.verdicts[candidate.name][1]

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 
+from chiplet.layers.context import LayerContext
+
 _LEAVES = (
     str,
     bytes,
@@ -24,6 +26,8 @@ _LEAVES = (
     torch.device,
     ModuleType,
     BuiltinFunctionType,
+    # What a layer was made with: from there the way goes on to the selection and the platform.
+    LayerContext,
 )
 
 
@@ -63,5 +67,5 @@ def _children(value: Any) -> Iterator[object]:
         yield from getattr(value, "__dict__", {}).values()
         for kind in type(value).__mro__:
             for name in getattr(kind, "__slots__", ()):
-                if hasattr(value, name):
+                if name != "__weakref__" and hasattr(value, name):
                     yield getattr(value, name)

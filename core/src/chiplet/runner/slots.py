@@ -87,7 +87,9 @@ class SlotTables:
         self._has_bias[slot] = bool(sampling.logit_bias)
 
     def _write(self, table: Tensor, slot: int, row: np.ndarray) -> None:
-        table[slot] = self._platform.to_device_async(torch.from_numpy(row))
+        # Outside inference mode, in which tensors of some compilers have no views to write to.
+        with torch.inference_mode(False), torch.no_grad():
+            table[slot] = self._platform.to_device_async(torch.from_numpy(row))
 
 
 def _make_state(

@@ -70,7 +70,7 @@ class SelfCheck:
             case OpRequest():
                 result = impl(*op_arguments(request, device))
                 results = result if isinstance(result, tuple) else (result,)
-        return [each.cpu() for each in results]
+        return [each.to("cpu") for each in results]
 
 
 def _difference(result: Tensor, expected: Tensor, rounding: float) -> str:
