@@ -30,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 say = @printf '\n==> %s\n' $(1)
 
-.PHONY: help serve test check format docs supported install model test-device test-tpu bench clean
+.PHONY: help serve test check format docs supported install model test-device test-tpu test-xla bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,9 +71,13 @@ test-device: $(DONE)/dev model ## Run the tests that need an accelerator
 	@$(BIN)/python -m pytest -m "device or multi_device" $(PYTEST_FLAGS) \
 		|| { test $$? -eq 5 && echo "No test needs an accelerator yet."; }
 
-test-tpu: $(VENV)-tpu/done ## Test the TPU kernels: interpreted, and compiled for TPUs that are not there
-	$(call say,"TPU kernels")
-	@$(VENV)-tpu/bin/python -m pytest plugins/tpu/tests $(PYTEST_FLAGS)
+test-tpu: $(VENV)-tpu/done model ## Test the TPU plugin on XLA's CPU backend, and compile for TPUs that are not there
+	$(call say,"TPU plugin")
+	@$(VENV)-tpu/bin/python -m pytest -n 2 --dist loadfile tests/tpu plugins/tpu/tests $(PYTEST_FLAGS)
+
+test-xla: $(VENV)-xla/done model ## Test the TPU plugin with torch_xla on its CPU backend
+	$(call say,"TPU plugin with torch_xla")
+	@$(VENV)-xla/bin/python -m pytest tests/tpu/test_torch_xla.py $(PYTEST_FLAGS)
 
 bench: $(DONE)/dev model ## Measure start-up, latency, throughput and prefix sharing
 	@mkdir -p benchmarks/results
@@ -95,14 +99,34 @@ model: $(DONE)/chiplet ## Fetch the model of the catalogue into the cache folder
 	@case "$(MODEL)" in */*|*.gguf) ;; *) $(BIN)/chiplet pull "$(MODEL)" ;; esac
 
 clean: ## Remove .venv and what tools left behind
-	rm -rf $(VENV) $(VENV)-tpu .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-xla .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # jax and libtpu take 2 GB, which nobody else needs: an environment of their own.
-$(VENV)-tpu/done: plugins/tpu/pyproject.toml | $(DONE)/venv
+$(VENV)-tpu/done: plugins/tpu/pyproject.toml core/pyproject.toml constraints.txt | $(DONE)/venv
 	$(call say,"jax and libtpu in $(VENV)-tpu")
 	@$(PYTHON) -m venv $(VENV)-tpu
-	@$(VENV)-tpu/bin/python -m pip --disable-pip-version-check install -e "./plugins/tpu[tpu]" \
-		"pytest>=8.3,<10" "pytest-asyncio>=1.0,<2" "pytest-timeout>=2.3,<3"
+	@$(VENV)-tpu/bin/python -m pip --disable-pip-version-check install \
+		$(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r constraints.txt
+	@$(VENV)-tpu/bin/python -m pip --disable-pip-version-check install -c constraints.txt \
+		-e ./core -e ./plugins/cpu -e "./plugins/tpu[tpu]" $(TEST_TOOLS)
+	@touch $@
+
+TEST_TOOLS := "pytest>=8.3,<10" "pytest-asyncio>=1.0,<2" "pytest-timeout>=2.3,<3" \
+	"pytest-xdist>=3.6,<4"
+
+# torch 2.9 has GPU builds only, most of whose 4 GB no test touches: tests/tpu/stub_libraries.py
+# puts empty libraries in their place.
+$(VENV)-xla/done: plugins/tpu/pyproject.toml core/pyproject.toml tests/tpu/stub_libraries.py \
+		| $(DONE)/venv
+	$(call say,"torch_xla in $(VENV)-xla")
+	@$(PYTHON) -m venv $(VENV)-xla
+	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install --no-deps torch==2.9.0 \
+		torch_xla==2.9.0 nvidia-cuda-runtime-cu12==12.8.90 nvidia-cuda-cupti-cu12==12.8.90
+	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install networkx sympy jinja2 \
+		fsspec filelock "typing-extensions>=4.10" absl-py requests pyyaml $(TEST_TOOLS)
+	@$(VENV)-xla/bin/python tests/tpu/stub_libraries.py
+	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install \
+		-e ./core -e ./plugins/cpu -e ./plugins/tpu
 	@touch $@
 
 $(DONE)/venv:
@@ -130,5 +154,5 @@ $(DONE)/chiplet: core/pyproject.toml plugins/cpu/pyproject.toml $(KERNELS) | $(D
 $(DONE)/dev: requirements-dev.txt $(DONE)/chiplet
 	$(call say,"Tools of the tests")
 	@$(PIP) install -c constraints.txt -r requirements-dev.txt
-	@$(PIP) install --no-deps -e ./plugins/triton -e ./plugins/nvidia
+	@$(PIP) install --no-deps -e ./plugins/triton -e ./plugins/nvidia -e ./plugins/tpu
 	@touch $@

@@ -34,7 +34,7 @@ class PageItems(NamedTuple):
 def write_pages(
     kv: jax.Array,
     new: jax.Array,
-    cos_sin: jax.Array,
+    cos_sin: jax.Array | None,
     items: PageItems,
     *,
     interpret: bool = False,
@@ -44,22 +44,24 @@ def write_pages(
     The cache is written in place where it is donated.
 
     Shapes: kv `[pages, K, P, 2 * D]`, keys first; new `[I, K, P, 2 * D]`, keys not yet rotated;
-    cos_sin `[I, P, D] float32`, cosines then sines; returns the shape of kv.
+    cos_sin `[I, P, D] float32`, cosines then sines, or None for keys that are rotated already;
+    returns the shape of kv.
     Source: arXiv:2104.09864, eq. 34, half-split order.
     """
     num_items, num_kv_heads, page_size, width = new.shape
     page = (1, num_kv_heads, page_size, width)
     at_page = pl.BlockSpec(page, lambda i, page_ids, *_: (page_ids[i], 0, 0, 0))
+    specs = [at_page, pl.BlockSpec(page, lambda i, *_: (i, 0, 0, 0))]
+    arrays = [kv, new]
+    if cos_sin is not None:
+        specs.append(pl.BlockSpec((1, page_size, width // 2), lambda i, *_: (i, 0, 0)))
+        arrays.append(cos_sin)
     return pl.pallas_call(
-        _kernel,
+        _rotating_kernel if cos_sin is not None else _plain_kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(num_items,),
-            in_specs=[
-                at_page,
-                pl.BlockSpec(page, lambda i, *_: (i, 0, 0, 0)),
-                pl.BlockSpec((1, page_size, width // 2), lambda i, *_: (i, 0, 0)),
-            ],
+            in_specs=specs,
             out_specs=at_page,
         ),
         out_shape=jax.ShapeDtypeStruct(kv.shape, kv.dtype),
@@ -67,10 +69,21 @@ def write_pages(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="chiplet_write_pages",
-    )(items.page_ids, items.first_rows, items.end_rows, kv, new, cos_sin)
+    )(items.page_ids, items.first_rows, items.end_rows, *arrays)
 
 
-def _kernel(
+def _plain_kernel(
+    page_ids: Any, first_rows: Any, end_rows: Any, kv: Any, new: Any, out: Any
+) -> None:
+    item = pl.program_id(0)
+    _, num_kv_heads, page_size, width = new.shape
+    rows = lax.broadcasted_iota(jnp.int32, (page_size, width), 0)
+    is_new = (rows >= first_rows[item]) & (rows < end_rows[item])
+    for head in range(num_kv_heads):
+        out[0, head] = jnp.where(is_new, new[0, head], kv[0, head])
+
+
+def _rotating_kernel(
     page_ids: Any, first_rows: Any, end_rows: Any, kv: Any, new: Any, cos_sin: Any, out: Any
 ) -> None:
     item = pl.program_id(0)
