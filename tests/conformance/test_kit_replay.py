@@ -134,6 +134,13 @@ def test_a_platform_that_replays_wrongly_is_caught(platform, said):
     assert all(re.search(said, each.detail) for each in found)
 
 
+def test_attention_that_is_not_recorded_on_an_eager_platform_is_refused():
+    found = outcomes_of(subject(ReferenceAttention(), ForgetfulPlatform()))
+    recorded = [each for each in found if each.case.feature == WORDS[1]]
+    assert {each.status for each in recorded} == {Status.REFUSED}
+    assert "no room for a graph" in recorded[0].detail
+
+
 def test_attention_for_eager_steps_only_is_skipped_with_its_reason():
     class Eager(PlainAttention):
         def plan(self, batch, layout):

@@ -26,6 +26,10 @@ from chiplet.testing.conformance.case import Skipped
 from chiplet.testing.conformance.tolerance import assert_close
 
 
+class CannotPrepareError(Exception):
+    """The platform cannot prepare the step; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class BucketCase:
     """Steps that run one after another in one bucket.
@@ -103,6 +107,7 @@ def check_in_bucket(
     Raises:
         AssertionError: a result or the cache is wrong.
         Skipped: the platform prepares no steps.
+        CannotPrepareError: it prepares some, and not this one.
     """
     if is_recorded:
         _require_buckets(context.platform)
@@ -147,7 +152,12 @@ def _prepared(step: AttentionStep, platform: Platform, *, is_recorded: bool) -> 
         step.storage.update(step.padding().arrays)
     if not is_recorded:
         return step
-    executable = platform.prepare(step)
+    try:
+        executable = platform.prepare(step)
+    except NotImplementedError:  # of the implementation, which serves eager steps only
+        raise
+    except Exception as error:
+        raise CannotPrepareError(f"{type(error).__name__}: {error}") from error
     assert executable.bucket == step.bucket, "prepare gives the executable of another bucket"
     return executable
 
