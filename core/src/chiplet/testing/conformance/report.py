@@ -20,6 +20,8 @@ from chiplet.version import __version__
 
 _MOST_FAILURES_SHOWN = 20
 _MOST_SLOW_SHOWN = 10
+_DTYPE_ORDER = ("", "float32", "bfloat16", "float16")
+_NO_OPERATIONS = ("platform", "package")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,11 @@ class Cell:
         """The worst that happened; refused or skipped only if nothing else did."""
         order = (Status.FAILED, Status.PASSED, Status.SKIPPED, Status.REFUSED)
         return next(each for each in order if self.counts.get(each))
+
+    @property
+    def total(self) -> int:
+        """All cases."""
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +101,7 @@ class Report:
         """Outcomes by provider, operation, feature and type."""
 
         def place(each: Outcome) -> tuple[str, str, str, str]:
-            provider = f"{each.subject.distribution} {each.subject.name}"
-            return provider, each.case.operation, each.case.feature, each.case.dtype
+            return _provider(each), each.case.operation, each.case.feature, each.case.dtype
 
         ordered = sorted(self.outcomes, key=place)
         return {key: _cell(list(group)) for key, group in groupby(ordered, key=place)}
@@ -131,7 +137,11 @@ class Report:
             lstrip_blocks=True,
         )
         return environment.get_template("report.html.jinja").render(
-            report=self, facts=self.to_json(), tables=list(_tables(self.cells()))
+            report=self,
+            facts=self.to_json(),
+            overview=_overview(self.outcomes),
+            shown_failures=self.failures[:_MOST_FAILURES_SHOWN],
+            tables=list(_tables(self.cells())),
         )
 
 
@@ -156,18 +166,52 @@ def _cell(outcomes: Sequence[Outcome]) -> Cell:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Overview:
+    """Operations by providers."""
+
+    providers: Sequence[str]
+    rows: Sequence[tuple[str, Mapping[str, Cell]]]
+
+
+def _overview(outcomes: Sequence[Outcome]) -> _Overview:
+    rows: dict[str, dict[str, list[Outcome]]] = {}
+    for each in outcomes:
+        row = rows.setdefault(each.case.operation, {})
+        row.setdefault(_provider(each), []).append(each)
+    # Platforms and packages have a row each, and no operations.
+    named = {
+        name for operation in rows if operation not in _NO_OPERATIONS for name in rows[operation]
+    }
+    shown = [
+        (operation, {name: _cell(each) for name, each in row.items()})
+        for operation, row in sorted(rows.items())
+        if operation not in _NO_OPERATIONS
+    ]
+    return _Overview(sorted(named), shown)
+
+
 def _tables(
     cells: Mapping[tuple[str, str, str, str], Cell],
 ) -> Iterator[tuple[str, list[str], list[tuple[str, str, dict[str, Cell]]]]]:
     """By provider: its name, its types, and rows of operation, feature and cells by type."""
     for provider, keys in groupby(cells, key=lambda key: key[0]):
         mine = list(keys)
-        dtypes = sorted({key[3] for key in mine})
+        dtypes = sorted({key[3] for key in mine}, key=_dtype_order)
+        mine.sort(key=lambda key: (key[1], key[2] != "plain", key[2]))
         rows = [
             (operation, feature, {key[3]: cells[key] for key in group})
             for (operation, feature), group in groupby(mine, key=lambda key: key[1:3])
         ]
         yield provider, dtypes, rows
+
+
+def _provider(outcome: Outcome) -> str:
+    return f"{outcome.subject.distribution} {outcome.subject.name}"
+
+
+def _dtype_order(dtype: str) -> tuple[int, str]:
+    return (_DTYPE_ORDER.index(dtype) if dtype in _DTYPE_ORDER else len(_DTYPE_ORDER), dtype)
 
 
 def _case_json(outcome: Outcome) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import log10
 from statistics import median
 from typing import Any
 
@@ -55,6 +56,11 @@ class Timing:
     def ratio(self) -> float:
         """How many times as fast as the reference."""
         return self.reference_us / self.provider_us
+
+    @property
+    def bar_percent(self) -> float:
+        """Length of its bar: logarithmic, from a tenth of the reference's speed to 100 times it."""
+        return 100 * min(1.0, max(0.02, (log10(self.ratio) + 1) / 3))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
