@@ -16,7 +16,9 @@ from chiplet.cli.parsing import parse
 from chiplet.cli.serve import COMMAND as SERVE
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*/README.md")]
+)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 

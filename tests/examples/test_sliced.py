@@ -90,7 +90,7 @@ def test_slices_are_merged_whatever_their_size() -> None:
             Slice(keys[at : at + size].copy(), values[at : at + size].copy(), at * 5)
             for at in range(0, 6, size)
         )
-        return attend(queries, positions, slices, None)
+        return attend(queries, positions, slices, scale=0.5, window=None)
 
     for size in (1, 2, 3):
         np.testing.assert_allclose(attended(size), attended(6), rtol=1e-5, atol=1e-6)

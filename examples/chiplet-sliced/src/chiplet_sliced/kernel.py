@@ -35,9 +35,14 @@ class Slice:
 
 
 def attend(
-    queries: Floats, positions: NDArray[np.int64], slices: Iterator[Slice], window: int | None
+    queries: Floats,
+    positions: NDArray[np.int64],
+    slices: Iterator[Slice],
+    *,
+    scale: float,
+    window: int | None,
 ) -> Floats:
-    """Attention of one request's tokens, scaled beforehand.
+    """Attention of one request's tokens.
 
     Shapes: queries `[num_kv_heads, group, num_queries, head_dim]`; positions `[num_queries]`;
     returns the shape of queries.
@@ -60,15 +65,16 @@ def attend(
         is_unused = np.broadcast_to(~is_used, each.values.shape[:3])
         each.keys.swapaxes(2, 3)[is_unused] = 0
         each.values[is_unused] = 0
-        scores = np.matmul(rows, each.keys)  # [pages, heads, rows, page_size]
+        # Scaled here: queries scaled before would be rounded, which large scores make visible.
+        scores = np.matmul(rows, each.keys) * np.float32(scale)  # [pages, heads, rows, page_size]
         scores = np.where(is_visible.transpose(1, 0, 2)[:, None], scores, -np.inf)
         now = np.maximum(largest, scores.max(axis=(0, 3))[..., None])
         # A row that has seen nothing yet has no largest score to subtract.
         shift = np.where(np.isfinite(now), now, 0)
         weights = np.exp(scores - shift)
-        scale = np.exp(largest - shift)
-        total = total * scale + weights.sum(axis=(0, 3))[..., None]
-        result = result * scale + np.matmul(weights, each.values).sum(axis=0)
+        shrunk = np.exp(largest - shift)
+        total = total * shrunk + weights.sum(axis=(0, 3))[..., None]
+        result = result * shrunk + np.matmul(weights, each.values).sum(axis=0)
         largest = now
     result /= np.maximum(total, np.float32(1e-30))
     return result.reshape(queries.shape)

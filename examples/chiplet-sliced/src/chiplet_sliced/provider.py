@@ -98,10 +98,11 @@ class SlicedAttention:
         for each in plan.requests:
             queries = q[each.tokens].float().unflatten(1, groups).permute(1, 2, 0, 3)
             attended = attend(
-                (queries * request.scale).contiguous().numpy(),
+                queries.contiguous().numpy(),
                 each.positions,
                 self._slices(keys, values, each),
-                request.window,
+                scale=request.scale,
+                window=request.window,
             )
             rows = torch.from_numpy(attended).permute(2, 0, 1, 3).flatten(1, 2)
             out[each.tokens] = rows.to(q.dtype)
