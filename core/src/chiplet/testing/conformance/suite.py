@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -100,14 +101,23 @@ def _ranks(
 ) -> Ranks:
     """A communication provider on any rank; where it runs on main memory, ranks share it."""
 
-    def make(rank: int, size: int, rendezvous: str) -> tuple[CommunicationProvider, BuildContext]:
-        own = chosen
-        if rank and chosen.platform.torch_device.type != "cpu":
+    @cache
+    def device_of(rank: int) -> ChosenDevice | ConfigError:
+        if not rank or chosen.platform.torch_device.type == "cpu":
+            return chosen
+        try:
             label = f"{chosen.probe.device_type}:{rank}"
-            try:
-                own = choose_device(plugins, replace(options, device=label))
-            except ConfigError as error:
-                raise Skipped(f"needs {size} devices: {error}") from error
+            return choose_device(plugins, replace(options, device=label))
+        except ConfigError as error:
+            return error
+
+    def make(rank: int, size: int, rendezvous: str) -> tuple[CommunicationProvider, BuildContext]:
+        # Every rank looks at all devices: one that is skipped alone would leave its peers waiting.
+        for device in map(device_of, range(size)):
+            if isinstance(device, ConfigError):
+                raise Skipped(f"needs {size} devices: {device}")
+        own = device_of(rank)
+        assert isinstance(own, ChosenDevice)
         own.platform.activate()
         topology = Topology(world_size=size, local_ranks=(rank,), rendezvous=rendezvous)
         candidates = gather_candidates(plugins, own.probe, explicit=frozenset(), topology=topology)
