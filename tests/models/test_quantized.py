@@ -74,6 +74,8 @@ def test_logits_are_those_of_quantized_weights(
         max_total_tokens=512,
         chunked_prefill_size=16,
         quantization=name,
+        # Of int4, the products that serve by default round activations, which the scheme keeps.
+        deny=("linear=native-int8",) if (device, name) == ("cpu", "int4") else (),
     )
     got = run_engine(config, [PROMPT], [SAMPLING])[0]
     plain = expected(model, PROMPT + got.token_ids)
