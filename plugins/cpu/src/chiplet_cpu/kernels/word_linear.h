@@ -24,37 +24,38 @@ struct Int8Words {
   static Sum add(Sum sum, I weights, int32_t x) { return dot<false>(sum, weights, splat_word(x)); }
 };
 
+// Loops over sums are unrolled by word, or some compilers keep the sums in memory.
+#define CHIPLET_UNROLL _Pragma("GCC unroll 32")
+
 // sums[R][P * V]: P panels, `stride` bytes apart, times a tile of R rows.
 template <class Words, int R, int P>
 static inline void word_product(const uint8_t* panel, int64_t stride, int64_t words,
                                 const int32_t* x, typename Words::Sum* sums) {
-  constexpr int C = P * V;
-  constexpr int U = R * C >= 8 ? 1 : 4;  // chains that hide the latency of few rows
-  typename Words::Sum total[U][R][C];
-  for (int u = 0; u < U; ++u) {
-    for (int i = 0; i < R * C; ++i) total[u][i / C][i % C] = Words::none();
-  }
+  constexpr int C = P * V, N = R * C;
+  constexpr int U = N >= 8 ? 1 : 4;  // chains that hide the latency of few rows
+  typename Words::Sum total[U * N];
+  CHIPLET_UNROLL for (int i = 0; i < U * N; ++i) total[i] = Words::none();
   auto step = [&](int u, int64_t k) {
     I weights[C];
-    for (int c = 0; c < C; ++c) {
+    CHIPLET_UNROLL for (int c = 0; c < C; ++c) {
       const uint8_t* at = panel + c / V * stride + k * kQuad + c % V * 4 * W;
       if (R <= 2) __builtin_prefetch(at + 2048);
       weights[c] = load_bytes(at);
     }
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) {
-        total[u][r][c] = Words::add(total[u][r][c], weights[c], x[k * R + r]);
-      }
+    CHIPLET_UNROLL for (int i = 0; i < N; ++i) {
+      total[u * N + i] = Words::add(total[u * N + i], weights[i % C], x[k * R + i / C]);
     }
   };
   int64_t k = 0;
   for (; k + U <= words; k += U) {
-    for (int u = 0; u < U; ++u) step(u, k + u);
+    CHIPLET_UNROLL for (int u = 0; u < U; ++u) step(u, k + u);
   }
-  for (; k < words; ++k) step(0, k);
-  for (int i = 0; i < R * C; ++i) {
-    auto sum = total[0][i / C][i % C];
-    for (int u = 1; u < U; ++u) sum = Words::join(sum, total[u][i / C][i % C]);
+  if (U > 1) {
+    for (; k < words; ++k) step(0, k);
+  }
+  CHIPLET_UNROLL for (int i = 0; i < N; ++i) {
+    auto sum = total[i];
+    CHIPLET_UNROLL for (int u = 1; u < U; ++u) sum = Words::join(sum, total[u * N + i]);
     sums[i] = sum;
   }
 }
@@ -64,7 +65,7 @@ template <class Words, int R, int P, class Use>
 static void word_tile(int rows, const uint8_t* panel, int64_t stride, int64_t words,
                       const int32_t* x, Use use) {
   if (rows == R) {
-    typename Words::Sum sums[R * P * V];
+    alignas(64) typename Words::Sum sums[R * P * V];
     word_product<Words, R, P>(panel, stride, words, x, sums);
     for (int i = 0; i < R * P * V; ++i) use(i / (P * V), i % (P * V), sums[i]);
   } else if constexpr (R > 1) {
