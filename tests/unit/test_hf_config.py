@@ -124,7 +124,12 @@ def test_what_transformers_saves(tmp_path: Path, kind: type) -> None:
         ({"architectures": None, "model_type": "gemma"}, "'gemma' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "supported: default, linear"),
         ({"hidden_act": "gelu"}, "supported: silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized (fp8, None bits)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "gptq, 3 bits"),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}},
+            "awq, 4 bits, gemv",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"torch_dtype": "float8_e4m3fn"}, "supported: float32, float16, bfloat16"),
         ({"vocab_size": None}, "vocab_size is missing"),

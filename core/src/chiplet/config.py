@@ -399,6 +399,21 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredQuantization:
+    """How a checkpoint says that its matrices are quantized: four bits, in groups of inputs.
+
+    Attributes:
+        method: 'awq' or 'gptq', which differ in how numbers are packed.
+        group_size: inputs in a group; 0 for all inputs in one.
+        zero_offset: what is added to stored zero points.
+    """
+
+    method: str
+    group_size: int
+    zero_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Facts about a checkpoint, the same whichever file format states them.
 
@@ -411,6 +426,7 @@ class ModelConfig:
         sliding_window: a token sees this many tokens, itself included; None sees all.
         eos_token_ids: tokens that end an answer.
         dtype: type the checkpoint was saved in.
+        quantization: how matrices are stored, if not as plain numbers or in GGUF's blocks.
     """
 
     architecture: str
@@ -433,3 +449,4 @@ class ModelConfig:
     sliding_window: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: Dtype = Dtype.BFLOAT16
+    quantization: StoredQuantization | None = None

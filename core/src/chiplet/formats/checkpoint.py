@@ -15,6 +15,7 @@ from chiplet.errors import ModelError
 from chiplet.formats.gguf_checkpoint import GgufCheckpoint
 from chiplet.formats.gguf_file import read_gguf
 from chiplet.formats.model_files import Format, find_model_files, read_model_config
+from chiplet.formats.packed_checkpoint import PackedCheckpoint
 from chiplet.formats.safetensors_checkpoint import SafetensorsCheckpoint
 
 
@@ -86,4 +87,7 @@ def open_checkpoint(path: Path, load_format: str = "auto") -> Checkpoint:
     config = read_model_config(path, load_format)
     if files.format is Format.DUMMY:
         return DummyCheckpoint(config)
-    return SafetensorsCheckpoint(config, files.weight_paths)
+    plain = SafetensorsCheckpoint(config, files.weight_paths)
+    if config.quantization is None:
+        return plain
+    return PackedCheckpoint(plain, config.quantization)

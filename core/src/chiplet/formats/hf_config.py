@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from chiplet.config import Dtype, ExpertsConfig, ModelConfig, RopeScaling
+from chiplet.config import Dtype, ExpertsConfig, ModelConfig, RopeScaling, StoredQuantization
 from chiplet.errors import ModelError
 
 _ARCHITECTURES = {
@@ -21,6 +21,7 @@ _ARCHITECTURES = {
 _QK_NORMED = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 _ROPE_KINDS = ("default", "linear", "llama3")
 _ACTIVATIONS = ("silu", "swish")
+_PACKED_METHODS = ("awq", "gptq")
 # What the model type assumes where its config.json is silent.
 _DEFAULT_CONTEXT_LENGTH = {
     "LlamaForCausalLM": 2048,
@@ -67,6 +68,7 @@ def read_hf_config(path: Path) -> ModelConfig:
         sliding_window=_sliding_window(facts, architecture),
         eos_token_ids=_eos_token_ids(facts),
         dtype=_dtype(facts),
+        quantization=_quantization(facts),
     )
 
 
@@ -157,15 +159,32 @@ def _architecture(facts: _Facts) -> str:
     )
 
 
-def _refuse_unsupported(facts: _Facts) -> None:
-    """Says no to what would silently change the model's answers."""
-    if facts.values.get("quantization_config") is not None:
-        method = facts.table("quantization_config").values.get("quant_method", "unknown")
+def _quantization(facts: _Facts) -> StoredQuantization | None:
+    """How the checkpoint's matrices are quantized."""
+    if facts.values.get("quantization_config") is None:
+        return None
+    table = facts.table("quantization_config")
+    method, bits = table.values.get("quant_method", "unknown"), table.values.get("bits")
+    version = str(table.values.get("version") or "gemm").lower()
+    if method not in _PACKED_METHODS or bits != 4 or (method == "awq" and version != "gemm"):
+        what = f"{method}, {bits} bits" + (f", {version}" if method == "awq" else "")
         raise ModelError(
-            f"{facts.path}: the checkpoint is quantized ({method}); supported in this format: "
-            "float32, float16 and bfloat16 weights.",
+            f"{facts.path}: the checkpoint is quantized ({what}); supported: awq (version gemm) "
+            "and gptq of 4 bits, and plain float32, float16 and bfloat16 weights.",
             remedy="Take the original checkpoint, or a GGUF file of the model.",
         )
+    size = table.values.get("group_size", 128)
+    if not isinstance(size, int) or size < -1 or size == 0:
+        raise ModelError(
+            f"{facts.path}: group_size is {size!r}; expected a positive integer, or -1 for all.",
+            remedy="Check that the file belongs to this model and is complete.",
+        )
+    is_old = method == "gptq" and table.values.get("checkpoint_format", "gptq") != "gptq_v2"
+    return StoredQuantization(method=method, group_size=max(size, 0), zero_offset=int(is_old))
+
+
+def _refuse_unsupported(facts: _Facts) -> None:
+    """Says no to what would silently change the model's answers."""
     activation = facts.values.get("hidden_act") or "silu"
     if activation not in _ACTIVATIONS:
         raise ModelError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -63,12 +63,22 @@ class SafetensorsCheckpoint:
         self.schemes: Mapping[str, WeightScheme] = {}
         self._files = tuple((path, _read_header(path)) for path in paths)
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors, one at a time in file order; floating-point ones as `dtype`."""
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor, by name."""
+        return {entry.name: entry.shape for _, entries in self._files for entry in entries}
+
+    def tensors(
+        self, dtype: torch.dtype, *, as_stored: Callable[[str], bool] = lambda _: False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors, one at a time in file order; floating-point ones as `dtype`, but for
+        those of names that `as_stored` picks.
+        """
         for path, entries in self._files:
             with path.open("rb", buffering=0) as file:
                 for entry in entries:
-                    yield entry.name, _read_tensor(cast(BinaryIO, file), path, entry, dtype)
+                    wanted = _DTYPES[entry.dtype_name] if as_stored(entry.name) else dtype
+                    yield entry.name, _read_tensor(cast(BinaryIO, file), path, entry, wanted)
 
 
 def _read_header(path: Path) -> tuple[_Entry, ...]:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from chiplet.api import MoeRequest, Packed
+from chiplet.api import LinearWeights, MoeRequest, Packed
 from chiplet.config import ExpertsConfig
 from chiplet.errors import ConfigError
-from chiplet.layers.context import LayerContext
+from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.linear import Linear
 from chiplet.layers.weights import Shape, Weight
 from chiplet.parallel.sharding import cut_evenly
+from chiplet.reference.quantization import dequantize_to
 
 
 class SparseMlp:
@@ -90,7 +91,8 @@ class Experts:
                 (self._context.empty(*gate_up), self._context.empty(*down))
                 for _ in self._ranks.local_ranks
             ]
-        assert isinstance(weight, Tensor), "experts are not kept in a coding"
+        if isinstance(weight, LinearWeights):
+            weight = dequantize_to(weight, torch_dtype(self._context.dtype))
         index, _, name = part.partition(".")
         for rank, (gate_up, down) in zip(self._ranks.local_ranks, self._raw, strict=True):
             if name == "down":
