@@ -20,6 +20,7 @@ from chiplet.models.base import CausalLM
 from chiplet.models.own_mappings import large_tensors_in_own_mappings
 from chiplet.models.registry import find_model
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
+from chiplet.parallel.group import RankGroup
 from chiplet.parallel.one_program import one_program_topology, ranks_of_one_program
 from chiplet.plugins import (
     ChosenDevice,
@@ -30,6 +31,8 @@ from chiplet.plugins import (
     begin_choice,
     discover,
 )
+from chiplet.plugins.agreement import Meeting, choose_together
+from chiplet.plugins.autotune.session import tuning
 from chiplet.plugins.self_check import SelfCheck
 from chiplet.resolution import resolve
 from chiplet.runner.batch_builder import BatchBuilder
@@ -46,7 +49,7 @@ class Assembly:
     """A model made for a device.
 
     Attributes:
-        make_model: makes the same model once more, with what the selector answers then.
+        make_parts: makes model and sampler once more, with what the selector answers then.
         model: without weights, until they are loaded.
     """
 
@@ -55,8 +58,9 @@ class Assembly:
     chosen: ChosenDevice
     checkpoint: Checkpoint
     selector: Selector
-    make_model: Callable[[], CausalLM]
+    make_parts: Callable[[], tuple[CausalLM, Sampler]]
     model: CausalLM
+    sampler: Sampler
 
     @property
     def platform(self) -> Platform:
@@ -69,12 +73,15 @@ class Assembly:
         return self.checkpoint.config
 
 
-def assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> Assembly:
+def assemble(
+    config: EngineConfig, choice: DeviceChoice | None = None, meeting: Meeting | None = None
+) -> Assembly:
     """Find plugins, device and checkpoint, and make the model without weights.
 
     Args:
         config: all settings.
         choice: of the device, if it has begun.
+        meeting: with the other ranks, if there are any: all choose what rank 0 chooses.
 
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
@@ -89,43 +96,59 @@ def assemble(config: EngineConfig, choice: DeviceChoice | None = None) -> Assemb
         checkpoint.config,
         dtypes=chosen.platform.supported_dtypes(),
     )
-    judge = SelfCheck(chosen.platform) if config.device.self_check else None
     num_ranks = config.device.tensor_parallel_size
     topology = one_program_topology(num_ranks)
-    selector = Selector(plugins, chosen, config.device, topology, judge=judge)
-    if isinstance(chosen.platform, CompilingPlatform):
-        compiler = selector.compiler(CompilationRequest(num_ranks=num_ranks))
-        chosen.platform.compile_with(compiler)
-    ranks = ranks_of_one_program(
-        chosen.platform, topology, selector.communicator, Dtype(config.model.dtype)
-    )
-    assert config.model.context_length is not None
-    context = LayerContext(
-        bindings=selector,
-        dtype=Dtype(config.model.dtype),
-        kv_dtype=Dtype(config.cache.kv_cache_dtype),
-        page_size=config.cache.page_size,
-        max_positions=config.model.context_length,
-        device=chosen.platform.torch_device,
-        stored=checkpoint.schemes,
-        ranks=ranks,
-        quantization=find_format(plugins.quantization_formats(), config.model.quantization),
-    )
-    model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)
+    with tuning(plugins, chosen, config.device.autotune) as tuner:
+        judge = SelfCheck(chosen.platform) if config.device.self_check else None
+        selector = Selector(plugins, chosen, config.device, topology, judge=judge, tuner=tuner)
+        if isinstance(chosen.platform, CompilingPlatform):
+            compiler = selector.compiler(CompilationRequest(num_ranks=num_ranks))
+            chosen.platform.compile_with(compiler)
+        ranks = ranks_of_one_program(
+            chosen.platform, topology, selector.communicator, Dtype(config.model.dtype)
+        )
+        context = _layer_context(config, plugins, checkpoint, selector, chosen.platform, ranks)
+        model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)
 
-    def make_model() -> CausalLM:
-        return model_class(checkpoint.config, context)
+        def make_parts() -> tuple[CausalLM, Sampler]:
+            return model_class(checkpoint.config, context), Sampler(selector)
 
-    model = make_model()
-    selector.check_plan_file()
+        if meeting is None:
+            model, sampler = make_parts()
+            selector.check_plan_file()
+        else:
+            model, sampler = choose_together(selector, meeting, make_parts)
     return Assembly(
         config=config,
         plugins=plugins,
         chosen=chosen,
         checkpoint=checkpoint,
         selector=selector,
-        make_model=make_model,
+        make_parts=make_parts,
         model=model,
+        sampler=sampler,
+    )
+
+
+def _layer_context(
+    config: EngineConfig,
+    plugins: PluginSet,
+    checkpoint: Checkpoint,
+    selector: Selector,
+    platform: Platform,
+    ranks: RankGroup,
+) -> LayerContext:
+    assert config.model.context_length is not None
+    return LayerContext(
+        bindings=selector,
+        dtype=Dtype(config.model.dtype),
+        kv_dtype=Dtype(config.cache.kv_cache_dtype),
+        page_size=config.cache.page_size,
+        max_positions=config.model.context_length,
+        device=platform.torch_device,
+        stored=checkpoint.schemes,
+        ranks=ranks,
+        quantization=find_format(plugins.quantization_formats(), config.model.quantization),
     )
 
 
@@ -147,8 +170,8 @@ def remake(parts: Assembly) -> Assembly:
     Raises:
         ConfigError: the model cannot be made, or the checkpoint is gone.
     """
-    model = parts.make_model()
-    anew = replace(parts, model=model)
+    model, sampler = parts.make_parts()
+    anew = replace(parts, model=model, sampler=sampler)
     missing = without_adopted(model.weight_map(), parts.model.weight_map())
     if missing:
         _fill(anew, missing)
@@ -178,7 +201,7 @@ def make_runner(parts: Assembly, kv: KvPool, tables: SlotTables) -> ModelRunner:
     builder = BatchBuilder(tables, page_size=cache.page_size, padding_page=kv.padding_page)
     function = StepFunction(
         parts.model,
-        Sampler(parts.selector),
+        parts.sampler,
         layouts=kv.layouts,
         state=tables.state,
         builder=builder,

@@ -169,6 +169,13 @@ class DeviceOptions:
         "Choose as this file says, saved by 'chiplet explain --save'; refuse to start otherwise.",
         metavar="FILE",
     )
+    autotune: str = _option(
+        "off",
+        "Measure the best candidates for attention and linear layers, and keep the times in the "
+        "user's cache: 'fast' takes a few seconds at the first start, 'on' measures more of them "
+        "at more sizes; 'off' goes by score.",
+        choices=("off", "fast", "on"),
+    )
     self_check: bool = _option(
         True, "Compare each chosen implementation with the reference at start."
     )

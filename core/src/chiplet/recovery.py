@@ -64,7 +64,7 @@ class Recovery:
             return None
         cause: BaseException | None = error
         while cause is not None:
-            found = blame(cause, self._parts.selector.bound())
+            found = blame(cause, self._parts.selector.bound)
             if found is not None:
                 return found
             cause = cause.__cause__

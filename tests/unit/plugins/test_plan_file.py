@@ -90,7 +90,7 @@ def test_demoted(make_selector):
     selector, _ = make_selector(FAST, MILD)
     selector.linear(LINEAR)
     selector.seal()
-    (failed,) = selector.bound()
+    (failed,) = selector.bound
     selector.demote(failed, "raised in a step")
     assert selector.linear(LINEAR).name == "mild"
     assert only_choice(selector).num_uses == 1
@@ -100,7 +100,7 @@ def test_demoted(make_selector):
 def test_what_is_pinned_is_not_demoted(make_selector):
     selector, _ = make_selector(FAST, MILD, use=("linear=fast",))
     selector.linear(LINEAR)
-    (failed,) = selector.bound()
+    (failed,) = selector.bound
     with pytest.raises(PluginError, match="pinned to 'fast', which failed: ouch"):
         selector.demote(failed, "ouch")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -51,15 +52,20 @@ class Yes:
             compute larger calls all the same. None for all calls; linear layers and operations
             only.
         numerics: what it computes beside the formula.
+        estimate_us: what a call takes in the provider's own opinion, in microseconds, by number
+            of tokens; autotune does not measure who expects to be several times slower than
+            another. None if it has no opinion.
     """
 
     score: int
     note: str = ""
     max_tokens: int | None = None
     numerics: Numerics = Numerics.EXACT
+    estimate_us: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         assert self.max_tokens is None or self.max_tokens >= 1, "max_tokens is 1 or more, or None"
+        assert all(each > 0 for each in (self.estimate_us or {}).values()), "times are positive"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class Contest:
         verdicts: one per candidate, in the order in which they were found.
         impls: what has been built, by the candidate's name.
         checks: outcome of each built one's comparison with the reference.
+        timings: microseconds of those that were measured, by number of tokens.
     """
 
     request: Request
@@ -54,6 +55,7 @@ class Contest:
     verdicts: dict[str, tuple[Candidate, Verdict]]
     impls: dict[str, Any] = field(default_factory=dict[str, Any])
     checks: dict[str, str] = field(default_factory=dict[str, str])
+    timings: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
 
     @property
     def operation(self) -> str:
@@ -109,6 +111,8 @@ class Contest:
         reason = f"score {verdict.score} {sign} {best}"
         if self.pin is not None:
             reason = f"score {verdict.score}, another is pinned"
+        elif loser.name in self.timings and winner.candidate.name in self.timings:
+            reason += ", and measured slower"
         elif verdict.score == best:
             reason += ", found later"
         return Rejection(loser.name, (reason,), f"--use {self.operation}={loser.name}")

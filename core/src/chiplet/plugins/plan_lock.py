@@ -61,13 +61,9 @@ class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     choices: list[LockedChoice]
 
 
-def save_plan(plan: SelectionPlan, path: Path) -> None:
-    """Write a plan to a file that `--plan-lock` takes.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    content = PlanFile(
+def plan_file(plan: SelectionPlan) -> PlanFile:
+    """A plan as a file holds it."""
+    return PlanFile(
         plan_lock=FORMAT,
         chiplet=__version__,
         hash=plan.hash,
@@ -87,6 +83,15 @@ def save_plan(plan: SelectionPlan, path: Path) -> None:
             for each in plan.choices
         ],
     )
+
+
+def save_plan(plan: SelectionPlan, path: Path) -> None:
+    """Write a plan to a file that `--plan-lock` takes.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    content = plan_file(plan)
     try:
         path.write_text(json.dumps(msgspec.to_builtins(content), indent=2) + "\n", "utf-8")
     except OSError as error:
@@ -122,13 +127,15 @@ class PlanLock:
     """A plan to be repeated; collects what cannot be.
 
     Attributes:
-        path: for messages.
+        name: for messages, like 'Plan file plan.lock'.
+        remedy: what to do if it cannot be followed.
         choices: by the request's key.
         differences: one line for each thing that is not as the file says.
         used: keys of choices that were asked for.
     """
 
-    path: Path
+    name: str
+    remedy: str
     choices: Mapping[str, LockedChoice]
     differences: list[str] = field(default_factory=list[str])
     used: set[str] = field(default_factory=set[str])
@@ -144,8 +151,12 @@ class PlanLock:
         Raises:
             ConfigError: the file is no plan.
         """
-        content = read_plan(path)
-        lock = cls(path, {each.key: each for each in content.choices})
+        return cls.of(read_plan(path), here, name=f"Plan file {path}", remedy=_MAKE_ANEW)
+
+    @classmethod
+    def of(cls, content: PlanFile, here: Sequence[str], *, name: str, remedy: str) -> PlanLock:
+        """The lock of a plan that was read; see `open`."""
+        lock = cls(name, remedy, {each.key: each for each in content.choices})
         there = (content.device, content.platform, content.platform_version)
         for name, wanted, found in zip(
             ("device", "platform plugin", "its version"), there, here, strict=True
@@ -189,7 +200,7 @@ class PlanLock:
             ]
         if found:
             raise ConfigError(
-                f"Plan file {self.path} cannot be followed: {'; '.join(found)}.", remedy=_MAKE_ANEW
+                f"{self.name} cannot be followed: {'; '.join(found)}.", remedy=self.remedy
             )
 
 

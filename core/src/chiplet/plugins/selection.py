@@ -34,6 +34,7 @@ from chiplet.api import (
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.autotune.tuner import Tuner
 from chiplet.plugins.candidates import (
     Candidate,
     Request,
@@ -48,7 +49,7 @@ from chiplet.plugins.discovery import normalized
 from chiplet.plugins.dispatch import SizedLinear, sized_op
 from chiplet.plugins.pins import parse_denials, parse_pins
 from chiplet.plugins.plan import Choice, SelectionPlan
-from chiplet.plugins.plan_lock import PlanLock
+from chiplet.plugins.plan_lock import PlanFile, PlanLock
 from chiplet.plugins.plugin_set import PluginSet
 from chiplet.plugins.request_key import request_key
 
@@ -115,6 +116,7 @@ class Selector:
         topology: Topology = ONE_PROCESS,
         *,
         judge: Judge | None = None,
+        tuner: Tuner | None = None,
     ) -> None:
         """Ask every plugin for its providers.
 
@@ -124,6 +126,7 @@ class Selector:
             options: pins, denials, plan file and strictness.
             topology: where the ranks are.
             judge: compares what is chosen with the reference; None to trust everybody.
+            tuner: measures the best candidates; None to go by score.
 
         Raises:
             ConfigError: a pin or denial is malformed, the plan file is damaged, or two plugins
@@ -134,6 +137,7 @@ class Selector:
         self._chosen = chosen
         self._is_strict = options.strict
         self._judge = judge
+        self._tuner = tuner
         self._candidates = gather_candidates(
             plugin_set,
             chosen.probe,
@@ -183,6 +187,17 @@ class Selector:
         """The compiler of whole steps."""
         return self._answer(request)
 
+    def follow(self, content: PlanFile, whose: str) -> None:
+        """Choose as a plan says that another rank made, unless a plan file says already."""
+        if self._lock is None:
+            here = (self._chosen.probe.device_type, *self._platform_identity())
+            self._lock = PlanLock.of(
+                content,
+                here,
+                name=f"The plan of {whose}",
+                remedy="Give all ranks the same plugins, drivers and settings.",
+            )
+
     def check_plan_file(self) -> None:
         """Refuse to go on where choices made so far are not those of the plan file.
 
@@ -220,6 +235,7 @@ class Selector:
             tuple(replace(each.choice, num_uses=each.num_uses) for each in bindings),
         )
 
+    @property
     def bound(self) -> tuple[Bound, ...]:
         """Every implementation in use."""
         return tuple(part for binding in self._bindings.values() for part in binding.parts)
@@ -299,7 +315,13 @@ class Selector:
             seats = self._lock.seats(contest, request_key(contest.request))
             if seats:
                 return "plan file", seats
-        return "score" if contest.pin is None else "pin", contest.seats_by_score()
+        if contest.pin is not None:
+            return "pin", contest.seats_by_score()
+        if self._tuner is not None:
+            measured = self._tuner.seats(contest, lambda each: self._is_sound(contest, each))
+            if measured is not None:
+                return "measured", measured
+        return "score", contest.seats_by_score()
 
     def _is_sound(self, contest: Contest, candidate: Candidate) -> bool:
         """Build a candidate's implementation and compare it; False if it was refused for it."""
@@ -397,4 +419,5 @@ def _choice(contest: Contest, seats: tuple[Seat, ...], basis: str) -> Choice:
         rejections=contest.rejections(seats),
         basis=basis,
         check=", ".join(sorted(checks)),
+        timings_us=contest.timings or None,
     )

@@ -30,7 +30,7 @@ def run_attention(
     )
     results: list[Tensor] = []
     for starts, lengths in (((0, 0), _LENGTHS), (_LENGTHS, (1, 1))):
-        batch = _batch(table, starts, lengths, spec.page_size, device)
+        batch = make_batch(table, starts, lengths, spec.page_size, device)
         q = _random(request, request.num_heads, batch.num_tokens, random).to(device)
         k, v = (
             _random(request, request.num_kv_heads, batch.num_tokens, random).to(device)
@@ -47,14 +47,17 @@ def _random(
     return torch.randn(shape, generator=random).to(torch_dtype(request.dtype))
 
 
-def _batch(
+def make_batch(
     table: Tensor,
     starts: tuple[int, ...],
     lengths: tuple[int, ...],
     page_size: int,
     device: torch.device,
 ) -> ForwardBatch:
-    """Tokens `[start, start + length)` of each request."""
+    """A batch of tokens `[start, start + length)` of each request.
+
+    Shapes: table `[num_requests, max_pages] int32`, host.
+    """
     spans = list(zip(starts, lengths, strict=True))
     positions = [torch.arange(start, start + length) for start, length in spans]
     rows = [

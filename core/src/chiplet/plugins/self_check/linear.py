@@ -23,16 +23,20 @@ def run_linear(request: LinearRequest, impl: LinearImpl, device: torch.device) -
     random = torch.Generator().manual_seed(1)
     k, dtype = request.in_features, torch_dtype(request.dtype)
     x = torch.randn(max(_TOKENS), k, generator=random).to(dtype).to(device)
-    weights = _weights(request, random).mapped(lambda tensor: tensor.to(device))
-    packed = impl.pack(weights)
+    packed = impl.pack(make_weights(request, random, device))
     return [impl.run(x[:count], packed) for count in _TOKENS]
 
 
-def _weights(request: LinearRequest, random: torch.Generator) -> LinearWeights:
+def make_weights(
+    request: LinearRequest, random: torch.Generator, device: torch.device
+) -> LinearWeights:
+    """Weights of a layer's true size, fresh on the device."""
     k, n, dtype = request.in_features, request.out_features, torch_dtype(request.dtype)
     bias = torch.randn(n, generator=random).to(dtype) if request.has_bias else None
     if request.scheme is not None:
-        return replace(random_weights(request.scheme, (n, k), random, k**-0.5), bias=bias)
-    some = (torch.randn(min(n, _DISTINCT_ROWS), k, generator=random) / k**0.5).to(dtype)
-    weight = some.repeat(-(-n // len(some)), 1)[:n].contiguous()
-    return LinearWeights(scheme=None, weight=weight, bias=bias)
+        made = replace(random_weights(request.scheme, (n, k), random, k**-0.5), bias=bias)
+    else:
+        some = (torch.randn(min(n, _DISTINCT_ROWS), k, generator=random) / k**0.5).to(dtype)
+        weight = some.repeat(-(-n // len(some)), 1)[:n].contiguous()
+        made = LinearWeights(scheme=None, weight=weight, bias=bias)
+    return made.mapped(lambda tensor: tensor.to(device))
