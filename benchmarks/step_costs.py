@@ -80,6 +80,8 @@ class Null:
         """Any operation that decoding greedily needs."""
         hidden, wide = self._hidden, self._outputs[128]
         return {
+            Op.FEED: lambda ids, last_tokens: ids,
+            Op.ARGMAX: lambda logits: self._tokens,
             Op.EMBEDDING: lambda ids, table: hidden,
             Op.RMS_NORM: lambda x, weight, eps: x,
             Op.ADD_RMS_NORM: lambda x, residual, weight, eps: (x, residual),
@@ -183,7 +185,7 @@ def make_runner(num_requests: int, num_layers: int, platform: ReferencePlatform)
     builder = BatchBuilder(tables, page_size=16, padding_page=kv.padding_page)
     function = StepFunction(
         model,
-        Sampler(bindings),
+        Sampler(bindings, Dtype.FLOAT32),
         layouts=kv.layouts,
         state=tables.state,
         builder=builder,

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from chiplet.api import InputLayout, OpRequest, Sampling, ShapeBucket, StepInputs, StepOutputs
+from chiplet.api import (
+    Dtype,
+    InputLayout,
+    OpRequest,
+    Sampling,
+    ShapeBucket,
+    StepInputs,
+    StepOutputs,
+)
 from chiplet.reference.ops import REFERENCE_OPS
 from chiplet.reference.platform import ReferencePlatform
 from chiplet.runner.batch_builder import BatchBuilder
@@ -84,7 +92,7 @@ class Bench:
     def __init__(self) -> None:
         self.tables = SlotTables(num_slots=4, max_pages=8, vocab_size=VOCAB, kv=(), platform=HOST)
         self.builder = BatchBuilder(self.tables, page_size=4, padding_page=50)
-        self.sampler = Sampler(ReferenceBindings())  # type: ignore[arg-type]
+        self.sampler = Sampler(ReferenceBindings(), Dtype.FLOAT32)  # type: ignore[arg-type]
 
     def inputs(self, plan: StepPlan, bucket: ShapeBucket | None = None) -> StepInputs[torch.Tensor]:
         self.tables.admit(plan.admissions)

@@ -111,7 +111,8 @@ def assemble(
         model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)
 
         def make_parts() -> tuple[CausalLM, Sampler]:
-            return model_class(checkpoint.config, context), Sampler(selector)
+            sampler = Sampler(selector, Dtype(config.model.dtype))
+            return model_class(checkpoint.config, context), sampler
 
         if meeting is None:
             model, sampler = make_parts()

@@ -50,7 +50,8 @@ class ForwardBatch:
         kv_lengths: `[num_requests] int32`, tokens a request has in the cache after this pass.
         page_table: `[num_requests, max_pages] int32`, pages of each request in order; entries
             past its last page are ids of pages that must not be used as its KV.
-        logit_rows: `[num_logit_rows] int32`, tokens whose logits are wanted.
+        logit_rows: `[num_logit_rows] int32`, tokens whose logits are wanted; each token in turn
+            where there are decodes only, and as many rows as tokens.
         lengths_host: the lengths, where the host knows them; None in a step that is recorded or
             compiled, which runs again with other lengths.
     """
@@ -69,6 +70,14 @@ class ForwardBatch:
     def num_requests(self) -> int:
         """Requests in the batch, padding included."""
         return self.kv_lengths.shape[0]
+
+    def at_logit_rows(self, x: Tensor) -> Tensor:
+        """Rows of hidden states whose logits are wanted: x itself where it is each in turn.
+
+        Shapes: x `[num_tokens, width]`; returns `[num_logit_rows, width]`.
+        """
+        is_each = self.num_decodes == self.num_tokens == self.logit_rows.shape[0]
+        return x if is_each else x[self.logit_rows]
 
     @property
     def num_tokens(self) -> int:

@@ -15,7 +15,16 @@ from chiplet_cpu.platform import CpuPlatform
 PROBE = DeviceProbe(device_type="cpu", index=0, name="A CPU", total_memory_bytes=1)
 CONTEXT = BuildContext(CpuPlatform(PROBE))
 ISAS = native.instruction_sets() if native.is_available() else ()
-SERVED = (Op.RMS_NORM, Op.ADD_RMS_NORM, Op.ROTARY, Op.SILU_MUL, Op.SAMPLE)
+SERVED = (
+    Op.FEED,
+    Op.EMBEDDING,
+    Op.ARGMAX,
+    Op.RMS_NORM,
+    Op.ADD_RMS_NORM,
+    Op.ROTARY,
+    Op.SILU_MUL,
+    Op.SAMPLE,
+)
 
 
 @pytest.fixture(params=ISAS)

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 class Op(StrEnum):
     """Names of operations, as in `--use ops/NAME=PROVIDER`."""
 
+    FEED = "feed"
     EMBEDDING = "embedding"
     RMS_NORM = "rms_norm"
     ADD_RMS_NORM = "add_rms_norm"
     ROTARY = "rotary"
     SILU_MUL = "silu_mul"
     PENALIZE = "penalize"
+    ARGMAX = "argmax"
     SAMPLE = "sample"
     TOP_LOGPROBS = "top_logprobs"
 
@@ -47,6 +49,16 @@ class OpRequest:
     def features(self) -> frozenset[Feature]:
         """What goes beyond the plain case: nothing yet."""
         return frozenset()
+
+
+class Feed(Protocol):
+    """Token ids, where those that only the device knows are looked up."""
+
+    def __call__(self, token_ids: Tensor, last_tokens: Tensor, /) -> Tensor:
+        """Shapes: token_ids `[n] int32`, of which a negative one, `-1 - slot`, stands for
+        `last_tokens[slot]`; last_tokens `[slots] int32`; returns `[n] int32`.
+        """
+        ...
 
 
 class Embedding(Protocol):
@@ -120,6 +132,14 @@ class Penalize(Protocol):
         """Shapes: logits `[n, vocab] float32`; is_in_prompt `[n, vocab] bool`; output_counts
         `[n, vocab] int32`; the rest `[n] float32`; returns `[n, vocab] float32`.
         """
+        ...
+
+
+class Argmax(Protocol):
+    """The likeliest token of each row, the first of equals; any token for a row of NaN."""
+
+    def __call__(self, logits: Tensor, /) -> Tensor:
+        """Shapes: logits `[n, vocab]`, rows possibly apart; returns `[n] int32`."""
         ...
 
 

@@ -197,7 +197,7 @@ class LlamaForCausalLM:
         for layer in self.layers:
             x, residual = layer(x, residual, batch.positions, attention)
         x, _ = self.norm(x, residual)
-        return self.lm_head(x[batch.logit_rows])
+        return self.lm_head(batch.at_logit_rows(x))
 
     def attention_layers(self) -> Sequence[PagedAttention]:
         """Layers that own pages, in the order of their KV tensors."""

@@ -15,6 +15,12 @@ from torch.nn import functional as F
 from chiplet.api import BuildContext, Feature, Op, OpImpl, OpRequest, Tier, Verdict, Yes
 
 
+def feed(token_ids: Tensor, last_tokens: Tensor) -> Tensor:
+    """Token ids with those of slots looked up; see `chiplet.api.ops.Feed`."""
+    slots = (-1 - token_ids).clamp(min=0)
+    return torch.where(token_ids < 0, last_tokens[slots], token_ids)
+
+
 def embedding(token_ids: Tensor, table: Tensor) -> Tensor:
     """Rows of a table; see `chiplet.api.ops.Embedding`."""
     return F.embedding(token_ids, table)
@@ -70,6 +76,11 @@ def penalize(
     return result - frequency.unsqueeze(1) * output_counts
 
 
+def argmax(logits: Tensor) -> Tensor:
+    """The likeliest token of each row; see `chiplet.api.ops.Argmax`."""
+    return logits.argmax(dim=-1).int()
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -121,12 +132,14 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 REFERENCE_OPS: Mapping[Op, OpImpl] = {
+    Op.FEED: feed,
     Op.EMBEDDING: embedding,
     Op.RMS_NORM: rms_norm,
     Op.ADD_RMS_NORM: add_rms_norm,
     Op.ROTARY: rotary,
     Op.SILU_MUL: silu_mul,
     Op.PENALIZE: penalize,
+    Op.ARGMAX: argmax,
     Op.SAMPLE: sample,
     Op.TOP_LOGPROBS: top_logprobs,
 }

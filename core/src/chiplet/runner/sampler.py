@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from chiplet.api import (
+    GREEDY,
     DeviceState,
     Dtype,
     Logprobs,
@@ -26,13 +27,22 @@ _PROMPT_ROWS = 64
 class Sampler:
     """Penalties, bias, filters and the draw, in this order, through bound operations."""
 
-    def __init__(self, bindings: Bindings) -> None:
-        def op(name: Op):
-            return bindings.op(OpRequest(op=name, dtype=Dtype.FLOAT32))
+    def __init__(self, bindings: Bindings, dtype: Dtype) -> None:
+        """Bind the operations; `dtype` is the type of the model's logits."""
 
+        def op(name: Op, dtype: Dtype = Dtype.FLOAT32):
+            return bindings.op(OpRequest(op=name, dtype=dtype))
+
+        self._feed = op(Op.FEED)
+        self._argmax_of_model = op(Op.ARGMAX, dtype)
+        self._argmax = op(Op.ARGMAX)
         self._penalize = op(Op.PENALIZE)
         self._sample = op(Op.SAMPLE)
         self._top_logprobs = op(Op.TOP_LOGPROBS)
+
+    def feed(self, token_ids: Tensor, state: DeviceState) -> Tensor:
+        """The step's token ids, those from the step before included, `[num_tokens] int32`."""
+        return self._feed(token_ids, state.last_tokens)
 
     def pick(
         self,
@@ -46,8 +56,12 @@ class Sampler:
         Shapes: logits `[num_logit_rows, vocab]`, the model's type.
         Mutates: `last_tokens` and `output_counts` of the state.
         """
-        rows = logits[: bucket.num_requests].float()
-        token_ids = self._draw(rows, inputs, state, bucket.sampling)
+        rows = logits[: bucket.num_requests]
+        if bucket.sampling == GREEDY:
+            token_ids = self._argmax_of_model(rows)
+        else:
+            rows = rows.float()
+            token_ids = self._draw(rows, inputs, state, bucket.sampling)
         state.last_tokens.index_put_((inputs.slots,), token_ids)
         if Sampling.PENALTIES in bucket.sampling:
             ones = torch.ones_like(inputs.slots)
@@ -88,7 +102,7 @@ class Sampler:
             is_barred = state.is_end[slots] & (barred > 0).unsqueeze(1)
             logits = (logits + state.bias[slots]).masked_fill(is_barred, -torch.inf)
         if Sampling.DRAW not in sampling:
-            return logits.argmax(dim=-1).int()
+            return self._argmax(logits)
         has_filters = Sampling.FILTERS in sampling
         return self._sample(logits, temperature, inputs.top_k, top_p, min_p, uniform, has_filters)
 

@@ -123,10 +123,10 @@ class BucketStep:
     def _run(
         self, inputs: StepInputs[Tensor], state: DeviceState, lengths: HostLengths | None
     ) -> StepOutputs:
-        function, ids = self._function, inputs.token_ids
+        function = self._function
         batch = ForwardBatch(
             num_decodes=self.bucket.num_decodes,
-            token_ids=torch.where(ids < 0, state.last_tokens[(-1 - ids).clamp(min=0)], ids),
+            token_ids=function.sampler.feed(inputs.token_ids, state),
             positions=inputs.positions,
             kv_rows=inputs.kv_rows,
             query_starts=inputs.query_starts,

@@ -23,6 +23,7 @@ from chiplet_cpu.host import memory_info, usable_cores
 from chiplet_cpu.recording.arena import Arena
 from chiplet_cpu.recording.buckets import decode_buckets
 from chiplet_cpu.recording.executable import RecordedStep
+from chiplet_cpu.recording.huge_pages import HugePages
 
 _FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -36,6 +37,7 @@ class CpuPlatform:
 
     def __init__(self, device: DeviceProbe) -> None:
         self._arena = Arena()
+        self._huge_pages = HugePages()
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
 
     def activate(self) -> None:
@@ -72,4 +74,4 @@ class CpuPlatform:
 
     def prepare(self, step: Step) -> Executable:
         """The step, recorded."""
-        return RecordedStep(step, self._arena)
+        return RecordedStep(step, self._arena, self._huge_pages)

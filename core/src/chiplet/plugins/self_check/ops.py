@@ -26,6 +26,10 @@ def op_arguments(request: OpRequest, device: torch.device) -> Sequence[Any]:
     return [each.to(device) if isinstance(each, Tensor) else each for each in made]
 
 
+def _feed(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
+    return _ids(_VOCAB, random) - _VOCAB // 2, _ids(_VOCAB, random).repeat(_VOCAB)
+
+
 def _embedding(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     return _ids(_VOCAB, random), torch.randn(_VOCAB, _WIDTH, generator=random).to(dtype)
 
@@ -55,6 +59,10 @@ def _penalize(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     return _logits(random), torch.rand(_ROWS, _VOCAB, generator=random) < 0.2, counts, *factors
 
 
+def _argmax(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
+    return (_logits(random).to(dtype),)
+
+
 def _sample(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     # Every other row takes the likeliest token; none has a threshold on the edge.
     temperature = torch.tensor([0.0, 1.0]).repeat(_ROWS)[:_ROWS]
@@ -81,12 +89,14 @@ def _logits(random: Generator) -> Tensor:
 
 
 MAKERS: Mapping[Op, _Maker] = {
+    Op.FEED: _feed,
     Op.EMBEDDING: _embedding,
     Op.RMS_NORM: _rms_norm,
     Op.ADD_RMS_NORM: _add_rms_norm,
     Op.ROTARY: _rotary,
     Op.SILU_MUL: _silu_mul,
     Op.PENALIZE: _penalize,
+    Op.ARGMAX: _argmax,
     Op.SAMPLE: _sample,
     Op.TOP_LOGPROBS: _top_logprobs,
 }

@@ -74,6 +74,13 @@ def _assert_same_ids(result: Tensor, expected: Tensor, what: str) -> None:
         assert different <= _DIFFERENT_DRAWS, f"{what}: {different:.1%} of the tokens differ"
 
 
+def _feed(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
+    slots = 33
+    token_ids = torch.randint(-slots, _VOCAB, (n,), generator=random, dtype=torch.int32)
+    token_ids[n // 2] = -slots
+    return token_ids, torch.randint(_VOCAB, (slots,), generator=random, dtype=torch.int32)
+
+
 def _embedding(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     table = torch.randn(_VOCAB, _WIDTH, generator=random).to(dtype)
     return torch.randint(_VOCAB, (n,), generator=random, dtype=torch.int32), table
@@ -117,6 +124,13 @@ def _penalize(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     )
 
 
+def _argmax(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
+    """Rows of a wider tensor, with ties; one of them is -infinity but for its last token."""
+    logits = (torch.randn(n, _VOCAB + 3, generator=random) * 3).bfloat16().to(dtype)
+    logits[n // 2, :-4] = -torch.inf
+    return (logits[:, :_VOCAB],)
+
+
 def _sample(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     """Rows of every mixture of filters; logits have few distinct values, so that many tie."""
     logits = (torch.randn(n, _VOCAB, generator=random) * 3).bfloat16().float()
@@ -136,12 +150,14 @@ def _top_logprobs(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any
 
 
 _MAKERS: Mapping[Op, Callable[[int, torch.dtype, Generator], Sequence[Any]]] = {
+    Op.FEED: _feed,
     Op.EMBEDDING: _embedding,
     Op.RMS_NORM: _norm,
     Op.ADD_RMS_NORM: _add_norm,
     Op.ROTARY: _rotary,
     Op.SILU_MUL: _silu_mul,
     Op.PENALIZE: _penalize,
+    Op.ARGMAX: _argmax,
     Op.SAMPLE: _sample,
     Op.TOP_LOGPROBS: _top_logprobs,
 }

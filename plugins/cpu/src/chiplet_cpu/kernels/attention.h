@@ -10,6 +10,7 @@
 // The query heads that share a key head are rows of one block: row = token * group + head.
 
 constexpr int kBlockTokens = 128;  // scores of a block stay in the first-level cache
+constexpr int kFewRows = 16;       // below, memory is what takes time
 constexpr int kTileVectors = W == 16 ? 4 : 2;
 constexpr int kTileRows = W == 16 ? 6 : 4;  // as many sums as registers hold
 
@@ -266,6 +267,17 @@ struct Attending {
     return kv + ((page * 2 + of_values) * a.num_kv_heads + item.head) * head_words;
   }
 
+  // Pages lie scattered, where the processor's own prefetching ends with each head of a page.
+  void prefetch(int64_t begin, int64_t end, int of_values) const {
+    for (int64_t token = begin; token < end;) {
+      int64_t offset = token % a.page_size, left = a.page_size - offset;
+      int64_t taken = end - token < left ? end - token : left;
+      const char* at = (const char*)words(token, of_values) + offset * a.head_dim * 4 / P;
+      for (int64_t i = 0; i < taken * a.head_dim * 4 / P; i += 64) __builtin_prefetch(at + i);
+      token += taken;
+    }
+  }
+
   void score(int64_t begin, int num_vectors) {
     for (int first = 0; first < num_vectors; first += kTileVectors) {
       int count = num_vectors - first < kTileVectors ? num_vectors - first : kTileVectors;
@@ -324,6 +336,10 @@ struct Attending {
     for (int64_t begin = item.kv_begin; begin < item.kv_end; begin += kBlockTokens) {
       int64_t end = begin + kBlockTokens < item.kv_end ? begin + kBlockTokens : item.kv_end;
       int num_tokens = (int)((end - begin + W - 1) / W * W);
+      if (item.num_rows <= kFewRows) {
+        if (begin == item.kv_begin) prefetch(begin, end, 0);
+        prefetch(begin, end, 1);
+      }
       score(begin, num_tokens / W);
       for (int r = 0; r < item.num_rows; ++r) {
         int64_t position = first_position + (item.first_row + r) / a.group;
@@ -331,6 +347,9 @@ struct Attending {
         if (a.window > 0) seen.begin = position + 1 - a.window - begin;
         if (seen.end > end - begin) seen.end = end - begin;
         soften(scores + r * kBlockTokens, num_tokens, seen, a.scale, r, running);
+      }
+      if (item.num_rows <= kFewRows && end < item.kv_end) {
+        prefetch(end, end + kBlockTokens < item.kv_end ? end + kBlockTokens : item.kv_end, 0);
       }
       add_values(begin, end,
                  weights_as<Row>(scores, kBlockTokens, item.num_rows, num_tokens, narrow));

@@ -27,7 +27,7 @@ extern const Kernels table;
 const Kernels table = {
     CHIPLET_STRING(CHIPLET_ISA), kCodeRows, kHasBf16Words, rms_norm, rotary, silu_mul, sample, linear,
     widen_rows, panel_rows, quantize_rows, int8_linear, pair_rows, quantize_tokens, bf16_linear, int8_channels,
-    attend, join_parts, write_kv,
+    attend, join_parts, argmax, write_kv,
 };
 
 }  // namespace CHIPLET_ISA

@@ -3,10 +3,13 @@
 #include "binding.h"
 #include "calls.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "pack.h"
 #include "pool.h"
 #include "table.h"
 #include "tape.h"
+
+#include <cstring>
 
 namespace {
 
@@ -59,6 +62,29 @@ void sample(void* logits, int64_t stride, int64_t rows, int64_t vocab, void* tem
                (float*)uniform, (int32_t*)top_k,    (int32_t*)out, stride,
                vocab,           has_filters != 0};
   pool::for_ranges(rows, 1, [&](int64_t begin, int64_t end) { kernels().sample(a, begin, end); });
+}
+
+void argmax(int64_t dtype, void* x, int64_t stride, int64_t rows, int64_t width, void* out) {
+  ArgmaxArgs a{x, (int32_t*)out, stride, width};
+  pool::for_ranges(rows, row_grain(2 * width), [&](int64_t begin, int64_t end) {
+    kernels().argmax((Dtype)dtype, a, begin, end);
+  });
+}
+
+// Rows of a table; row_bytes of each, stride bytes from one to the next.
+void take_rows(void* table, int64_t stride, int64_t row_bytes, void* ids, int64_t count,
+               void* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy((char*)out + i * row_bytes, (char*)table + ((int32_t*)ids)[i] * stride, row_bytes);
+  }
+}
+
+// Token ids, negative ones -1 - slot replaced by the slot's last token.
+void feed(void* ids, void* last_tokens, int64_t count, void* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t id = ((int32_t*)ids)[i];
+    ((int32_t*)out)[i] = id < 0 ? ((int32_t*)last_tokens)[-1 - id] : id;
+  }
 }
 
 LinearArgs linear_args(int64_t coding, void* panels, int64_t panel_bytes, int64_t rows, int64_t k,
@@ -147,10 +173,14 @@ PyMethodDef g_methods[] = {
     binding::method<use_isa>("use_isa"),
     binding::query<set_threads>("set_threads"),
     binding::query<threads>("threads"),
+    binding::query<memory::use_huge_pages>("use_huge_pages"),
     binding::kernel<rms_norm>("rms_norm"),
     binding::kernel<rotary>("rotary"),
     binding::kernel<silu_mul>("silu_mul"),
     binding::kernel<sample>("sample"),
+    binding::kernel<argmax>("argmax"),
+    binding::kernel<take_rows>("take_rows"),
+    binding::kernel<feed>("feed"),
     binding::kernel<linear>("linear"),
     binding::kernel<attention>("attention"),
     binding::query<tape::begin>("tape_begin"),

@@ -54,10 +54,46 @@ static Prefix find_prefix(const float* logits, int64_t n, Prefix within, double 
   return {prefix, taken > 0 ? taken : 1};
 }
 
-static int32_t pick_greedy(const float* logits, int64_t n) {
-  int64_t best = 0;
-  for (int64_t i = 1; i < n; ++i) best = logits[i] > logits[best] ? i : best;
-  return best;
+// The first of the largest; 0 for a row of NaN.
+template <class T>
+static int64_t find_largest(const T* x, int64_t n) {
+  constexpr int64_t kBlock = 16 * W;
+  float best = -__builtin_inff();
+  int64_t best_block = 0;
+  for (int64_t block = 0; block < n; block += kBlock) {
+    F most = splat(-__builtin_inff());
+    each_vector(n - block < kBlock ? n - block : kBlock, [&](int64_t i, auto load, auto) {
+      // What lies beyond the end is read as 0.
+      F values = load(x + block + i);
+      if (block + i + W > n) {
+        alignas(64) float kept[W];
+        store(kept, values);
+        for (int64_t k = n - block - i; k < W; ++k) kept[k] = -__builtin_inff();
+        values = ::CHIPLET_ISA::load(kept);
+      }
+      most = max(values, most);
+    });
+    float value = largest(most);
+    if (value > best) {
+      best = value;
+      best_block = block;
+    }
+  }
+  for (int64_t i = best_block; i < n; ++i) {
+    if (one_as_float(x + i) == best) return i;
+  }
+  return 0;
+}
+
+template <class T>
+static void argmax_rows(const ArgmaxArgs& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    a.out[row] = (int32_t)find_largest((const T*)a.x + row * a.stride, a.width);
+  }
+}
+
+static void argmax(Dtype dtype, const ArgmaxArgs& a, int64_t begin, int64_t end) {
+  CHIPLET_DISPATCH(dtype, T, argmax_rows<T>(a, begin, end))
 }
 
 // The first kept token at which the running sum exceeds uniform times the total.
@@ -119,16 +155,68 @@ static int64_t keep_likeliest(float* scaled, float* probs, int32_t* tokens, int3
   return gather_prefix(scaled, probs, tokens, n, prefix, false);
 }
 
+// Leaves the tokens that weigh at least `floor`, in vocabulary order; how many.
+static int64_t gather_likely(float* scaled, float* probs, int32_t* tokens, int64_t n,
+                             float floor) {
+  constexpr int64_t kBlock = 4 * W;
+  int64_t count = 0;
+  for (int64_t block = 0; block < n; block += kBlock) {
+    int64_t end = block + kBlock;
+    if (end <= n) {
+      F most = load(probs + block);
+      for (int64_t i = block + W; i < end; i += W) most = max(load(probs + i), most);
+      if (largest(most) < floor) continue;
+    }
+    for (int64_t i = block; i < (end < n ? end : n); ++i) {
+      if (!(probs[i] >= floor)) continue;
+      scaled[count] = scaled[i];
+      probs[count] = probs[i];
+      tokens[count++] = (int32_t)i;
+    }
+  }
+  return count;
+}
+
+// Sums of stretches of kSummed numbers; their total.
+constexpr int64_t kSummed = 1024;
+static double sum_stretches(const float* x, int64_t n, double* sums) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kSummed) {
+    F lanes = zero();
+    int64_t count = n - begin < kSummed ? n - begin : kSummed;
+    each_vector(count, [&](int64_t i, auto load, auto) { lanes = lanes + load(x + begin + i); });
+    sums[begin / kSummed] = sum(lanes);
+    total += sums[begin / kSummed];
+  }
+  return total;
+}
+
+// What pick_from gives where all is kept: the stretch first, then the token in it.
+static int32_t pick_among_all(const float* probs, int64_t n, const double* sums, double total,
+                              float uniform) {
+  double wanted = (double)uniform * total, running = 0;
+  int64_t stretch = 0, last = (n - 1) / kSummed;
+  while (stretch < last && !(running + sums[stretch] > wanted)) running += sums[stretch++];
+  int64_t begin = stretch * kSummed, end = begin + kSummed < n ? begin + kSummed : n;
+  int64_t found = begin;
+  for (int64_t i = begin; i < end; ++i) {
+    if (!(probs[i] > 0)) continue;
+    running += probs[i];
+    found = i;
+    if (running > wanted) break;
+  }
+  return (int32_t)found;
+}
+
 static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
   int64_t n = a.vocab;
   const float* logits = a.logits + row * a.stride;
   float temperature = a.temperature[row];
-  if (temperature == 0) return pick_greedy(logits, n);
+  if (temperature == 0) return (int32_t)find_largest(logits, n);
   float* scaled = memory;
   float* probs = memory + n;
   int32_t* ids = (int32_t*)(memory + 2 * n);
   int32_t* tokens = (int32_t*)(memory + 3 * n);
-  bool is_compact = false;
   F divisor = splat(temperature), most = splat(-__builtin_inff());
   each_vector(n, [&](int64_t i, auto load, auto store) {
     store(scaled + i, load(logits + i) / divisor + zero());  // no -0: it ties with 0
@@ -142,32 +230,35 @@ static int32_t sample_row(const SampleArgs& a, int64_t row, float* memory) {
   each_vector(n, [&](int64_t i, auto load, auto store) {
     store(probs + i, exp(load(scaled + i) - peak));
   });
+  double* sums = (double*)ids;  // the ids are needed later
+  double total = sum_stretches(probs, n, sums);
+  int64_t top_k = a.has_filters ? a.top_k[row] : 0;
+  float top_p = a.has_filters ? a.top_p[row] : 1, min_p = a.has_filters ? a.min_p[row] : 0;
+  bool is_limited = top_k > 0 && top_k < n;
+  if (!is_limited && top_p >= 1 && min_p <= 0) {
+    return pick_among_all(probs, n, sums, total, a.uniform[row]);
+  }
   Prefix prefix = {0, n};
-  if (a.has_filters) {
-    int64_t top_k = a.top_k[row];
-    if (top_k > 0 && top_k < n) {
-      n = keep_likeliest(scaled, probs, tokens, ids, n, top_k);
-      prefix = {0, n};
-      is_compact = true;
-    }
-    if (a.top_p[row] < 1) {
-      double mass = 0;
-      int64_t ties = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        uint32_t key = key_of(scaled[i]);
-        bool kept = key > prefix.last_key || (key == prefix.last_key && ties++ < prefix.num_ties);
-        mass += kept ? probs[i] : 0;
-      }
-      prefix = find_prefix(scaled, n, prefix, a.top_p[row] * mass, ids,
-                           [probs](int64_t i) { return (double)probs[i]; });
-    }
-    if (a.min_p[row] > 0) {
-      // The likeliest weighs 1. Ties share their weight: all of one logit pass, or none.
-      for (int64_t i = 0; i < n; ++i) probs[i] = probs[i] >= a.min_p[row] ? probs[i] : 0.0f;
-    }
+  if (is_limited) {
+    n = keep_likeliest(scaled, probs, tokens, ids, n, top_k);
+    total = 0;
+    for (int64_t i = 0; i < n; ++i) total += probs[i];
+  } else {
+    // All n tokens below such a weight add up to less than top_p leaves out; half, for rounding.
+    float floor = top_p < 1 ? (float)(0.5 * (1 - (double)top_p) * total / n) : min_p;
+    n = gather_likely(scaled, probs, tokens, n, floor);
+  }
+  prefix = {0, n};
+  if (top_p < 1) {
+    prefix = find_prefix(scaled, n, prefix, top_p * total, ids,
+                         [probs](int64_t i) { return (double)probs[i]; });
+  }
+  if (min_p > 0) {
+    // The likeliest weighs 1. Ties share their weight: all of one logit pass, or none.
+    for (int64_t i = 0; i < n; ++i) probs[i] = probs[i] >= min_p ? probs[i] : 0.0f;
   }
   int32_t picked = pick_from(scaled, probs, n, prefix, a.uniform[row]);
-  return is_compact && n > 0 ? tokens[picked] : picked;
+  return n > 0 ? tokens[picked] : 0;
 }
 
 // Memory: 4 * vocab floats of the thread's own.

@@ -34,6 +34,12 @@ struct SampleArgs {
   bool has_filters;
 };
 
+struct ArgmaxArgs {
+  const void* x;
+  int32_t* out;  // [rows]
+  int64_t stride, width;
+};
+
 // How packed weights are coded; blocks.h and linear.h have the layouts, linear/native.py packs.
 enum class Coding : int {
   float32 = 0,
@@ -153,6 +159,7 @@ struct Kernels {
                         int64_t end);  // panels
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*join_parts)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
+  void (*argmax)(Dtype, const ArgmaxArgs&, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);
 };
 

@@ -168,6 +168,15 @@ static inline void store(T* p, F a) {
 
 #endif
 
+// A single number, by the same conversion.
+template <class T>
+static inline float one_as_float(const T* p) {
+  T copy[W] = {*p};
+  alignas(64) float wide[W];
+  store(wide, load(copy));
+  return wide[0];
+}
+
 template <class T>
 static inline F load_some(const T* p, int count) {
   T copy[W] = {};

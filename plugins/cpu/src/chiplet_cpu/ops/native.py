@@ -86,6 +86,47 @@ def _make_silu_mul(code: int) -> OpImpl:
     return silu_mul
 
 
+def _make_feed(code: int) -> OpImpl:
+    kernel = native.library.feed
+
+    def feed(token_ids: Tensor, last_tokens: Tensor) -> Tensor:
+        """Token ids with those of slots looked up; see `chiplet.api.ops.Feed`."""
+        out = torch.empty(token_ids.shape, dtype=torch.int32)
+        kernel(token_ids.data_ptr(), last_tokens.data_ptr(), len(token_ids), out.data_ptr())
+        return out
+
+    return feed
+
+
+def _make_embedding(code: int) -> OpImpl:
+    kernel = native.library.take_rows
+
+    def embedding(token_ids: Tensor, table: Tensor) -> Tensor:
+        """Rows of a table; see `chiplet.api.ops.Embedding`."""
+        count, width = len(token_ids), table.shape[1]
+        out = torch.empty((count, width), dtype=table.dtype)
+        size = table.itemsize
+        stride, row_bytes = table.stride(0) * size, width * size
+        at, to = table.data_ptr(), out.data_ptr()
+        kernel(at, stride, row_bytes, token_ids.data_ptr(), count, to)
+        return out
+
+    return embedding
+
+
+def _make_argmax(code: int) -> OpImpl:
+    kernel = native.library.argmax
+
+    def argmax(logits: Tensor) -> Tensor:
+        """The likeliest token of each row; see `chiplet.api.ops.Argmax`."""
+        rows, vocab = logits.shape
+        out = torch.empty(rows, dtype=torch.int32)
+        kernel(code, logits.data_ptr(), logits.stride(0), rows, vocab, out.data_ptr())
+        return out
+
+    return argmax
+
+
 def _make_sample(code: int) -> OpImpl:
     kernel = native.library.sample
 
@@ -120,6 +161,9 @@ def _make_sample(code: int) -> OpImpl:
 
 
 _MAKERS: dict[Op, Callable[[int], OpImpl]] = {
+    Op.FEED: _make_feed,
+    Op.EMBEDDING: _make_embedding,
+    Op.ARGMAX: _make_argmax,
     Op.RMS_NORM: _make_rms_norm,
     Op.ADD_RMS_NORM: _make_add_rms_norm,
     Op.ROTARY: _make_rotary,

@@ -10,6 +10,7 @@ from torch import Tensor
 from chiplet.api import HostInputs, Logprobs, ShapeBucket, Step, StepOutputs
 from chiplet_cpu import native
 from chiplet_cpu.recording.arena import Arena
+from chiplet_cpu.recording.huge_pages import MANY_REQUESTS, HugePages
 from chiplet_cpu.recording.recorder import Recorder
 
 
@@ -21,13 +22,15 @@ class RecordedStep:
         torch_operations: names of torch's operations that it repeats beside kernels.
     """
 
-    def __init__(self, step: Step, arena: Arena) -> None:
+    def __init__(self, step: Step, arena: Arena, huge_pages: HugePages) -> None:
         """Record the step on padding. Kernels are not run.
 
         Raises:
             CannotRecord: an operation cannot be repeated; the text names it.
         """
         self.bucket: ShapeBucket = step.bucket
+        self._kv = step.state.kv
+        self._huge_pages = huge_pages
         self._inputs = torch.from_numpy(step.padding().buffer.copy())
         inputs = step.layout.split(self._inputs, torch.float32)
         recorder = Recorder(arena)
@@ -42,6 +45,8 @@ class RecordedStep:
 
     def launch(self, host: HostInputs) -> StepOutputs:
         """Run the step; it is done when this returns."""
+        if self.bucket.num_requests >= MANY_REQUESTS:
+            self._huge_pages.ask(self._kv)
         self._inputs.copy_(torch.from_numpy(host.buffer))
         for entry in self._entries:
             entry()
