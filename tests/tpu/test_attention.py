@@ -130,7 +130,9 @@ def test_mixed_steps_with_padding(provider, case, window):
     np.testing.assert_array_equal(cache[:padding_page], expected_cache[:padding_page])
 
 
-@pytest.mark.parametrize("layout", [HeadFirstLayout(), InterleavedLayout()], ids=str)
+@pytest.mark.parametrize(
+    "layout", [HeadFirstLayout(), InterleavedLayout()], ids=lambda each: each.name
+)
 def test_pages_go_to_the_canonical_layout_and_back(layout):
     spec = request_of(64).kv
     canonical = torch.randn(3, 2, PAGE_SIZE, 2, 64)
