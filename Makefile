@@ -101,8 +101,11 @@ model: $(DONE)/chiplet ## Fetch the model of the catalogue into the cache folder
 clean: ## Remove .venv and what tools left behind
 	rm -rf $(VENV) $(VENV)-tpu $(VENV)-xla .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
+KERNELS := plugins/cpu/CMakeLists.txt $(wildcard plugins/cpu/src/chiplet_cpu/kernels/*)
+
 # jax and libtpu take 2 GB, which nobody else needs: an environment of their own.
-$(VENV)-tpu/done: plugins/tpu/pyproject.toml core/pyproject.toml constraints.txt | $(DONE)/venv
+$(VENV)-tpu/done: plugins/tpu/pyproject.toml core/pyproject.toml constraints.txt $(KERNELS) \
+		| $(DONE)/venv
 	$(call say,"jax and libtpu in $(VENV)-tpu")
 	@$(PYTHON) -m venv $(VENV)-tpu
 	@$(VENV)-tpu/bin/python -m pip --disable-pip-version-check install \
@@ -117,7 +120,7 @@ TEST_TOOLS := "pytest>=8.3,<10" "pytest-asyncio>=1.0,<2" "pytest-timeout>=2.3,<3
 # torch 2.9 has GPU builds only, most of whose 4 GB no test touches: tests/tpu/stub_libraries.py
 # puts empty libraries in their place.
 $(VENV)-xla/done: plugins/tpu/pyproject.toml core/pyproject.toml tests/tpu/stub_libraries.py \
-		| $(DONE)/venv
+		$(KERNELS) | $(DONE)/venv
 	$(call say,"torch_xla in $(VENV)-xla")
 	@$(PYTHON) -m venv $(VENV)-xla
 	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install --no-deps torch==2.9.0 \
@@ -143,8 +146,6 @@ $(DONE)/torch: constraints.txt | $(DONE)/venv
 	$(call say,"PyTorch")
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r constraints.txt
 	@touch $@
-
-KERNELS := plugins/cpu/CMakeLists.txt $(wildcard plugins/cpu/src/chiplet_cpu/kernels/*)
 
 $(DONE)/chiplet: core/pyproject.toml plugins/cpu/pyproject.toml $(KERNELS) | $(DONE)/torch
 	$(call say,"Chiplet and its CPU plugin")

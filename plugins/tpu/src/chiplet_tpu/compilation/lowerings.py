@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torchax.ops.jtorch import getitem
-from torchax.tensor import Environment, XLAFunctionMode
+from torchax.ops.mappings import t2j_dtype
+from torchax.tensor import Environment, OperatorNotFound, XLAFunctionMode
+from torchax.tensor import Tensor as JaxTensor
 from torchax.view import View
 
 
@@ -38,6 +40,7 @@ class StepEnvironment(Environment):
         self._function_mode = _OutsideInference(self)
         self.override_op_definition(torch.ops.aten.square, _square)
         self.override_op_definition(torch.ops.aten.searchsorted.Tensor, _searchsorted)
+        self.override_op_definition(torch.Tensor.view, _view, is_view_op=True)
         for operation in (torch.Tensor.narrow, torch.narrow):
             self.override_op_definition(operation, _narrow, is_view_op=True)
         self.override_op_definition(torch.Tensor.__getitem__, _getitem, is_view_op=True)
@@ -60,6 +63,13 @@ def _searchsorted(
     at = values.unsqueeze(-1)
     found = (before <= at if right else before < at).sum(dim=-1)
     return found.int() if out_int32 else found
+
+
+def _view(x: Tensor, *shape: Any) -> Tensor:
+    if len(shape) != 1 or not isinstance(shape[0], torch.dtype):
+        # Another shape is torchax's own matter, one level further down.
+        raise OperatorNotFound("view in another shape")
+    return JaxTensor(x.jax().view(t2j_dtype(shape[0])), x._env)
 
 
 def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
