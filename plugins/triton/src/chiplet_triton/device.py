@@ -17,6 +17,8 @@ class DeviceTraits:
     Attributes:
         is_cuda: warps have 32 threads and 255 registers each, not 64 and 512.
         can_overlap: a kernel may be launched before its predecessor has ended.
+        reads_operands_in_place: matrix units take operands from shared memory, so that they need no
+            registers.
         num_cores: multiprocessors or compute units.
         shared_bytes: shared memory that one program may use.
         has_fp8: it converts numbers of the kind E4M3.
@@ -24,6 +26,7 @@ class DeviceTraits:
 
     is_cuda: bool
     can_overlap: bool
+    reads_operands_in_place: bool
     num_cores: int
     shared_bytes: int
     has_fp8: bool
@@ -40,6 +43,7 @@ def traits_of(device: DeviceProbe) -> DeviceTraits:
     return DeviceTraits(
         is_cuda=is_cuda,
         can_overlap=is_cuda and major >= 9,
+        reads_operands_in_place=is_cuda and major >= 9,
         num_cores=num_cores,
         shared_bytes=shared_bytes,
         has_fp8=capability >= (8, 9) if is_cuda else True,

@@ -93,8 +93,10 @@ class PagedAttention:
     def _extend_tiling(self, is_wide: bool) -> Tiling:
         if is_wide:
             tiling = Tiling(64, 32, 4, 2)
-        elif self._traits.is_cuda:
+        elif self._traits.is_cuda and self._traits.reads_operands_in_place:
             tiling = Tiling(128, 64, 8, 3)
+        elif self._traits.is_cuda:
+            tiling = Tiling(128, 32, 8, 3)  # with 64 keys, registers spill
         else:
             tiling = Tiling(128, 64, 4, 3)
         return tiling._replace(rows=max(tiling.rows, next_power_of_2(self._group)))
