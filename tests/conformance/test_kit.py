@@ -86,6 +86,20 @@ def test_ranks_that_do_not_finish_are_named():
         on_ranks(2, work, timeout_s=0.1)
 
 
+def test_what_a_rank_found_is_told_before_what_its_peers_missed():
+    lost = threading.Event()
+
+    def work(rank):
+        if rank:
+            lost.set()
+            raise RuntimeError("connection reset by peer")
+        assert lost.wait(5)
+        raise AssertionError("other values than those sent")
+
+    with pytest.raises(AssertionError, match="other values"):
+        on_ranks(2, work)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "communication", "platform"])
 def test_the_reference_passes_the_quick_tier(family):
     subjects = find_subjects(DeviceOptions(device="reference"))

@@ -51,9 +51,18 @@ def on_ranks(
         # A rank that failed leaves its peers waiting.
         each.join(timeout_s if not errors else 1.0)
     if errors:
-        raise next(
-            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
-        )
+        raise min(errors, key=_consequence)
     late = [rank for rank, each in enumerate(threads) if each.is_alive()]
     assert not late, f"ranks {late} of {size} did not finish within {timeout_s:g} s"
     return [results[rank] for rank in range(size)]
+
+
+def _consequence(error: BaseException) -> int:
+    """How likely an error only follows from another rank's.
+
+    A rank that found something wrong closes its connections before it is heard of here, and its
+    peers may complain of that first.
+    """
+    if isinstance(error, AssertionError):
+        return 0
+    return 2 if isinstance(error, threading.BrokenBarrierError) else 1
