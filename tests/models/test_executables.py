@@ -263,6 +263,7 @@ _EXITING = """
 import sys, threading, time
 from chiplet.config import EngineConfig
 from chiplet.reference.platform import ReferencePlatform
+from chiplet.runner import executables
 from chiplet.testing.replayed_step import few_buckets
 from chiplet.worker import start
 
@@ -274,6 +275,12 @@ def prepare(platform, step):
     time.sleep(0.5)
     print("ended", flush=True)
 
+def prepare_all(self, really=executables.Executables._prepare_all):
+    really(self)
+    print("over", flush=True)
+
+executables._PAUSE_S = 0.3
+executables.Executables._prepare_all = prepare_all
 ReferencePlatform.buckets = lambda platform, limits: few_buckets(limits)
 ReferencePlatform.prepare = prepare
 start(EngineConfig.from_options(
@@ -283,12 +290,12 @@ has_begun.wait()
 """
 
 
-def test_a_program_ends_between_two_preparations_and_not_within_one(tmp_path: Path) -> None:
+def test_a_program_ends_when_its_thread_has_prepared_and_not_before(tmp_path: Path) -> None:
     make_checkpoint("llama-tied", tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", _EXITING, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["begun", "ended"]
+    assert done.stdout.split() == ["begun", "ended", "over"]
 
 
 def test_a_missed_shape_is_prepared_first_and_launches_get_most_of_the_time(

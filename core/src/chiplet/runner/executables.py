@@ -88,6 +88,7 @@ class Executables:
         self._missed: ShapeBucket | None = None
         # Whoever holds it prepares.
         self._preparing = threading.Lock()
+        self._behind: threading.Thread | None = None
         # An eager platform's operations share workspaces: either a launch or a preparation.
         self._turn: AbstractContextManager[object] = (
             threading.Lock() if buckets and not self._is_compiled else nullcontext()
@@ -119,16 +120,21 @@ class Executables:
             return
         if in_background:
             _retire_at_exit(weakref.WeakMethod(self.retire))
-            threading.Thread(target=self._prepare_behind, name="prepare", daemon=True).start()
+            self._behind = threading.Thread(
+                target=self._prepare_behind, name="prepare", daemon=True
+            )
+            self._behind.start()
         else:
             self._prepare_all()
 
     def retire(self) -> None:
-        """Prepare no more, and wait for what is being prepared."""
+        """Prepare no more, and wait for what is being prepared and for the thread that did."""
         self._is_retired = True
         with self._preparing:
             self._ready.clear()
             self._remembered.clear()
+        if self._behind is not None:
+            self._behind.join()
 
     def _choose(self, shape: ShapeBucket) -> Executable:
         serving = [bucket for bucket in self._by_size if bucket.serves(shape)]
@@ -208,7 +214,10 @@ class Executables:
 
 
 def _retire_at_exit(retire: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """See that no thread prepares when the interpreter ends: inside native code it would abort."""
+    """See that no thread prepares when the interpreter ends: it would abort the process.
+
+    The interpreter unwinds a daemon's stack, and native frames on it do not let that happen.
+    """
 
     def call() -> None:
         alive = retire()
