@@ -171,7 +171,7 @@ def test_children_do_not_outlive_a_killed_server(model_folder: Path) -> None:
         children, folders = children_of(server), server.socket_folders()
         server.process.kill()
         server.process.wait()
-        assert eventually(lambda: are_gone(children), limit_s=3)
+        assert eventually(lambda: are_gone(children))
         for folder in folders:
             for path in folder.iterdir():
                 path.unlink()
