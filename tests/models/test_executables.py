@@ -160,11 +160,13 @@ def test_a_shape_that_cannot_be_prepared_runs_as_it_is(
     prepared = Prepared(monkeypatch, Execution.OP)
 
     def refuse(step: Step) -> Executable:
-        raise RuntimeError("no room")
+        raise RuntimeError("no room\nat all")
 
     monkeypatch.setattr(prepared, "prepare", refuse)
     _assert_same(_run(_config(folder)), expected)
-    assert "cannot be prepared: no room" in caplog.text
+    (told,) = [each for each in caplog.records if "cannot be prepared" in each.getMessage()]
+    assert told.getMessage().endswith("cannot be prepared: RuntimeError: no room at all")
+    assert told.exc_info is None, "the traceback is for those who ask for it"
 
 
 def test_a_compiled_device_refuses_what_it_cannot_do(

@@ -207,10 +207,12 @@ class Executables:
                 self._ready[bucket] = _Planned(executable, storages) if storages else executable
 
     def _tell(self, bucket: ShapeBucket, error: Exception) -> None:
-        """One warning per reason: what fails in one bucket mostly fails in all."""
-        level = logging.DEBUG if str(error) in self._told else logging.WARNING
-        self._told.add(str(error))
-        _log.log(level, "%s cannot be prepared: %s", bucket, error, exc_info=error)
+        """One line per reason: what fails in one bucket mostly fails in all."""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        level = logging.DEBUG if reason in self._told else logging.WARNING
+        self._told.add(reason)
+        trace = error if _log.isEnabledFor(logging.DEBUG) else None
+        _log.log(level, "%s cannot be prepared: %s", bucket, reason, exc_info=trace)
 
 
 def _retire_at_exit(retire: weakref.WeakMethod[Callable[[], None]]) -> None:
