@@ -22,6 +22,7 @@ from chiplet.testing.conformance import (
     ATTENTION_CASES,
     WEIGHT_SCHEMES,
     MoeLoad,
+    OpSize,
     check_attention,
     check_layout,
     check_linear,
@@ -166,7 +167,8 @@ def test_moe_matches_the_reference(candidates, context, renormalize, load, num_t
 def test_op_matches_the_reference(candidates, context, op, num_rows, dtype):
     request = OpRequest(op=op, dtype=dtype)
     served = [
-        check_op(each.provider, request, context, num_rows=num_rows) for each in candidates["ops"]
+        check_op(each.provider, request, context, size=OpSize(num_rows))
+        for each in candidates["ops"]
     ]
     assert any(served)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chiplet.api import BuildContext, CheckStatus, DeviceProbe, Dtype, No, Op, OpRequest
-from chiplet.testing.conformance import REFERENCE_OPS, check_op
+from chiplet.testing.conformance import REFERENCE_OPS, OpSize, check_op
 from chiplet_cpu import checks, native
 from chiplet_cpu.ops.native import NativeOpsProvider
 from chiplet_cpu.platform import CpuPlatform
@@ -75,7 +75,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(isa):
 @pytest.mark.parametrize("op", SERVED)
 def test_ops(isa, threads, op, dtype, num_rows):
     request = OpRequest(op=op, dtype=dtype)
-    served = check_op(NativeOpsProvider(), request, CONTEXT, num_rows=num_rows)
+    served = check_op(NativeOpsProvider(), request, CONTEXT, size=OpSize(num_rows))
     assert served is (op is not Op.SAMPLE or dtype is Dtype.FLOAT32)
 
 

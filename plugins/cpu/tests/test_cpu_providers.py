@@ -19,6 +19,7 @@ from chiplet.testing.conformance import (
     ATTENTION_CASES,
     REFERENCE_OPS,
     AttentionCase,
+    OpSize,
     check_attention,
     check_linear,
     check_op,
@@ -92,7 +93,7 @@ def test_packing_refuses_what_this_torch_or_processor_lacks(monkeypatch):
 @pytest.mark.parametrize("dtype", list(Dtype))
 @pytest.mark.parametrize("op", list(Op))
 def test_ops(op, dtype):
-    check_op(TorchOpsProvider(), OpRequest(op=op, dtype=dtype), CONTEXT, num_rows=33)
+    check_op(TorchOpsProvider(), OpRequest(op=op, dtype=dtype), CONTEXT, size=OpSize(33))
 
 
 def sampling_inputs(num_rows, vocab, spread, top_k=0, top_p=1.0, min_p=0.0):

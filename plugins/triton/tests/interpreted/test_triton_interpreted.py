@@ -26,6 +26,7 @@ from chiplet.testing.conformance import (
     ATTENTION_CASES,
     REFERENCE_OPS,
     AttentionCase,
+    OpSize,
     check_attention,
     check_linear,
     check_op,
@@ -64,10 +65,15 @@ def attention_request(dtype, window=None, heads=(6, 2), head_dim=32, page_size=1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "size",
+    [OpSize(7), OpSize(3, width=1, vocab=1, heads=(1, 1, 2)), OpSize(2, 33, 1023, (3, 1, 6))],
+    ids=str,
+)
 @pytest.mark.parametrize("op", list(Op))
-def test_ops(op, dtype):
+def test_ops(op, size, dtype):
     (provider,) = plugin.ops(device=DEVICE)
-    served = check_op(provider, OpRequest(op=op, dtype=dtype), CONTEXT, num_rows=7)
+    served = check_op(provider, OpRequest(op=op, dtype=dtype), CONTEXT, size=size)
     assert served == (op in SERVED or (op in ON_LOGITS and dtype is Dtype.FLOAT32))
 
 

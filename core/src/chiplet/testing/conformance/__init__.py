@@ -3,7 +3,7 @@
     check_attention(provider, request, context, case)
     check_linear(provider, request, context, num_tokens=7)
     check_moe(provider, request, context, num_tokens=7, load=MoeLoad.SPREAD)
-    check_op(provider, request, context)
+    check_op(provider, request, context, size=OpSize(7))
     check_communicator(communicator, rank, size, dtype, device)   on every rank at once
 
 Each raises AssertionError with what was compared. A provider that refuses a request is checked for
@@ -18,6 +18,7 @@ from chiplet.testing.conformance.communication import check_communicator
 from chiplet.testing.conformance.guards import Placement
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.moe import MoeLoad, check_moe
+from chiplet.testing.conformance.op_inputs import OpSize
 from chiplet.testing.conformance.ops import check_op
 from chiplet.testing.conformance.schemes import WEIGHT_SCHEMES
 from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
@@ -31,6 +32,7 @@ __all__ = [
     "WEIGHT_SCHEMES",
     "AttentionCase",
     "MoeLoad",
+    "OpSize",
     "Placement",
     "assert_close",
     "check_attention",

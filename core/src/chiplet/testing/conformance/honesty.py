@@ -22,6 +22,7 @@ from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.case import Case, Subject, require_served
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.moe import MoeLoad, check_moe
+from chiplet.testing.conformance.op_inputs import OpSize
 from chiplet.testing.conformance.ops import check_op
 from chiplet.testing.conformance.schemes import WEIGHT_SCHEMES
 from chiplet.testing.conformance.verdict import Request
@@ -96,7 +97,7 @@ def _run(subject: Subject, request: Request) -> None:
             load = MoeLoad.SPREAD
             check_moe(subject.provider, request, subject.context, num_tokens=5, load=load)
         case OpRequest():
-            check_op(subject.provider, request, subject.context, num_rows=11)
+            check_op(subject.provider, request, subject.context, size=OpSize(11))
         case CommunicationRequest():
             raise AssertionError("communication is not drawn: a Yes needs ranks to run")
 

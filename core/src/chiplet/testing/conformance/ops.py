@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from chiplet.api import BuildContext, Op, OpImpl, OpProvider, OpRequest
 from chiplet.reference.ops import REFERENCE_OPS
+from chiplet.testing.conformance.op_inputs import OpSize, make_calls
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES, assert_close
 from chiplet.testing.conformance.verdict import is_served
 
-_WIDTH = 96
 _VOCAB = 1000
 
 # Of random draws, these may differ: a threshold can fall between two roundings of a running sum.
@@ -21,7 +21,7 @@ _DIFFERENT_DRAWS = 0.01
 
 
 def check_op(
-    provider: OpProvider, request: OpRequest, context: BuildContext, *, num_rows: int
+    provider: OpProvider, request: OpRequest, context: BuildContext, *, size: OpSize
 ) -> bool:
     """Whether the provider serves the request; if it does, its result is compared.
 
@@ -30,28 +30,33 @@ def check_op(
     """
     if not is_served(provider, request):
         return False
-    random = torch.Generator().manual_seed(num_rows * 101 + len(request.op))
-    dtype = TORCH_DTYPES[request.dtype]
-    arguments = _MAKERS[request.op](num_rows, dtype, random)
-    moved = [_moved(each, context.torch_device) for each in arguments]
+    run = provider.build(request, context)
+    what = f"{provider.name}: {request.op} of {size}, {request.dtype}"
+    for arguments in make_calls(request.op, size, TORCH_DTYPES[request.dtype]):
+        _check_call(run, request.op, arguments, context.torch_device, what)
+    if request.op is Op.SAMPLE:
+        _check_sample_of_nan(run, context.torch_device)
+    return True
+
+
+def _check_call(
+    run: OpImpl, op: Op, arguments: Sequence[Any], device: torch.device, what: str
+) -> None:
+    moved = [_moved(each, device) for each in arguments]
     before = [each.clone() if isinstance(each, Tensor) else each for each in moved]
-    results = _as_tuple(provider.build(request, context)(*moved))
+    results = _as_tuple(run(*moved))
     for argument, old in zip(moved, before, strict=True):
         if isinstance(argument, Tensor):
-            assert torch.equal(argument, old), f"{provider.name}: {request.op} changes an argument"
-    if request.op is Op.SAMPLE:
-        _check_sample_of_nan(provider.build(request, context), context.torch_device)
-    reference = REFERENCE_OPS[request.op]
+            assert torch.equal(argument, old), f"{what}: changes an argument"
+    reference = REFERENCE_OPS[op]
     plain = _as_tuple(reference(*arguments))
     exact = _as_tuple(reference(*map(_widened, arguments)))
-    what = f"{provider.name}: {request.op} of {num_rows} rows, {request.dtype}"
     assert len(results) == len(plain), f"{what}: {len(results)} results, expected {len(plain)}"
     for result, same, wide in zip(results, plain, exact, strict=True):
         if same.is_floating_point():
             assert_close(result.cpu(), same, wide, what)
         else:
             _assert_same_ids(result.cpu(), same, what)
-    return True
 
 
 def _check_sample_of_nan(sample: OpImpl, device: torch.device) -> None:
@@ -72,95 +77,6 @@ def _assert_same_ids(result: Tensor, expected: Tensor, what: str) -> None:
     if result.numel():
         different = float((result != expected).double().mean())
         assert different <= _DIFFERENT_DRAWS, f"{what}: {different:.1%} of the tokens differ"
-
-
-def _feed(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    slots = 33
-    token_ids = torch.randint(-slots, _VOCAB, (n,), generator=random, dtype=torch.int32)
-    token_ids[n // 2] = -slots
-    return token_ids, torch.randint(_VOCAB, (slots,), generator=random, dtype=torch.int32)
-
-
-def _embedding(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    table = torch.randn(_VOCAB, _WIDTH, generator=random).to(dtype)
-    return torch.randint(_VOCAB, (n,), generator=random, dtype=torch.int32), table
-
-
-def _norm(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    # Rows of very unlike size, one of them all zero.
-    x = torch.randn(n, _WIDTH, generator=random) * torch.logspace(-3, 3, n).unsqueeze(1)
-    x[n // 2] = 0
-    return x.to(dtype), torch.randn(_WIDTH, generator=random).to(dtype), 1e-5
-
-
-def _add_norm(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    x, weight, eps = _norm(n, dtype, random)
-    return x, torch.randn(n, _WIDTH, generator=random).to(dtype), weight, eps
-
-
-def _rotary(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    # Queries and keys are views of one tensor, as layers make them.
-    num_heads, num_kv_heads, head_dim = 6, 2, 16
-    qkv = torch.randn(n, num_heads + 2 * num_kv_heads, head_dim, generator=random).to(dtype)
-    angles = torch.arange(512).unsqueeze(1) * torch.logspace(0, -3, head_dim // 2)
-    positions = torch.randint(512, (n,), generator=random, dtype=torch.int32)
-    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return qkv[:, :num_heads], qkv[:, num_heads : num_heads + num_kv_heads], positions, cos_sin
-
-
-def _silu_mul(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    return ((torch.randn(n, 2 * _WIDTH, generator=random) * 4).to(dtype),)
-
-
-def _penalize(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    counts = torch.randint(-4, 4, (n, _VOCAB), generator=random).clamp(min=0).int()
-    return (
-        torch.randn(n, _VOCAB, generator=random) * 5,
-        torch.rand(n, _VOCAB, generator=random) < 0.2,
-        counts,
-        torch.rand(n, generator=random) + 0.5,
-        torch.randn(n, generator=random),
-        torch.randn(n, generator=random),
-    )
-
-
-def _argmax(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    """Rows of a wider tensor, with ties; one of them is -infinity but for its last token."""
-    logits = (torch.randn(n, _VOCAB + 3, generator=random) * 3).bfloat16().to(dtype)
-    logits[n // 2, :-4] = -torch.inf
-    return (logits[:, :_VOCAB],)
-
-
-def _sample(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    """Rows of every mixture of filters; logits have few distinct values, so that many tie."""
-    logits = (torch.randn(n, _VOCAB, generator=random) * 3).bfloat16().float()
-
-    def among(*values: float) -> Tensor:
-        return torch.tensor(values)[torch.randint(len(values), (n,), generator=random)]
-
-    top_k = among(0, 1, 5, 50, 300, _VOCAB, 2 * _VOCAB).int()
-    temperature, top_p = among(0.0, 0.5, 1.0, 3.0), among(0.0, 0.1, 0.9, 0.99, 1.0)
-    uniform = torch.rand(n, generator=random)
-    return logits, temperature, top_k, top_p, among(0.0, 0.05, 0.5), uniform, True
-
-
-def _top_logprobs(n: int, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
-    logits = torch.randn(n, _VOCAB, generator=random) * 3
-    return logits, torch.randint(_VOCAB, (n,), generator=random, dtype=torch.int32), 5
-
-
-_MAKERS: Mapping[Op, Callable[[int, torch.dtype, Generator], Sequence[Any]]] = {
-    Op.FEED: _feed,
-    Op.EMBEDDING: _embedding,
-    Op.RMS_NORM: _norm,
-    Op.ADD_RMS_NORM: _add_norm,
-    Op.ROTARY: _rotary,
-    Op.SILU_MUL: _silu_mul,
-    Op.PENALIZE: _penalize,
-    Op.ARGMAX: _argmax,
-    Op.SAMPLE: _sample,
-    Op.TOP_LOGPROBS: _top_logprobs,
-}
 
 
 def _moved(argument: Any, device: torch.device) -> Any:
