@@ -10,12 +10,14 @@ from chiplet.cli.main import main
 from chiplet.config import EngineConfig
 from chiplet.sampling_params import SamplingParams
 from chiplet.worker import EngineFacts, explain, start
-from tests.models.tiny import run_engine
+from tests.models.tiny import make_checkpoint, run_engine
 from tests.unit.plugins.conftest import PLATFORM_HOOKS, PROVIDER_MANIFEST, PluginFolder, folder
 
 __all__ = ["folder"]
 
-MANIFEST = PROVIDER_MANIFEST + 'linear = ">=0.1,<0.2"\nops = ">=0.1,<0.2"\n'
+MANIFEST = PROVIDER_MANIFEST + "".join(
+    f'{each} = ">=0.1,<0.2"\n' for each in ("linear", "moe", "ops")
+)
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
 PROVIDER = """
@@ -50,6 +52,15 @@ WRONG_LINEAR = """
         return Wrong()
 """
 
+WRONG_MOE = """
+        inner = context.reference(request)
+        class Wrong:
+            pack = inner.pack
+            def run(self, x, router_logits, packed):
+                return inner.run(x, router_logits.flip(1), packed)
+        return Wrong()
+"""
+
 WRONG_OP = """
         inner = context.reference(request)
         def run(*arguments):
@@ -81,6 +92,7 @@ PASSED_OVER = {
     "build raises": ("linear/", provider("linear", build="1 / 0"), "build raised ZeroDivision"),
     "wrong attention": ("attention/", provider("attention", build=WRONG_ATTENTION), "differs from"),
     "wrong linear": ("linear/", provider("linear", build=WRONG_LINEAR), "differs from"),
+    "wrong mixture of experts": ("moe/", provider("moe", build=WRONG_MOE), "differs from"),
     "wrong operation": ("ops/rms_norm", provider("ops", build=WRONG_OP), "self-check:"),
 }
 """Who is loaded and does not serve: the operation, and the reason in the plan."""
@@ -96,9 +108,16 @@ def config(checkpoint: Path, **options: object) -> EngineConfig:
     )
 
 
-def answer(checkpoint: Path) -> list[int]:
-    (collected,) = run_engine(config(checkpoint), [[5, 6, 7]], [GREEDY])
+def answer(checkpoint: Path, **options: object) -> list[int]:
+    (collected,) = run_engine(config(checkpoint, **options), [[5, 6, 7]], [GREEDY])
     return collected.token_ids
+
+
+@pytest.fixture(scope="session")
+def of_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("experts")
+    make_checkpoint("qwen3-moe", made)
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -123,19 +142,24 @@ def test_a_plugin_that_does_not_load_is_named_and_the_model_served(
 
 @pytest.mark.parametrize("kind", PASSED_OVER)
 def test_a_provider_that_fails_is_passed_over_and_the_model_served(
-    kind: str, folder: PluginFolder, checkpoint: Path, right_answer: list[int]
+    kind: str, folder: PluginFolder, checkpoint: Path, of_experts: Path
 ) -> None:
     operation, source, reason = PASSED_OVER[kind]
+    model = of_experts if operation == "moe/" else checkpoint
     folder.add("broken", source, MANIFEST)
     choices = [
-        each for each in explain(config(checkpoint)).choices if each.operation.startswith(operation)
+        each for each in explain(config(model)).choices if each.operation.startswith(operation)
     ]
     assert choices
     for choice in choices:
         assert choice.server.provider == "reference"
         (rejection,) = choice.rejections
         assert reason in rejection.reasons[0]
-    assert answer(checkpoint) == right_answer
+    (line,) = [each for each in start(config(model))[1].banner if "broken" in each]
+    assert line.startswith("Provider broken is not used for ")
+    assert operation in line
+    assert reason in line
+    assert answer(model) == answer(model, no_plugin=("chiplet-broken",))
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def _facts(parts: Assembly, num_pages: int) -> EngineFacts:
     assert config.model.served_model_name is not None
     max_total_tokens = num_pages * config.cache.page_size
     device = f"{probe.device_type}:{probe.index} ({probe.name})"
-    model = parts.model_config
+    model, plan = parts.model_config, parts.selector.plan()
     quantization = config.model.quantization
     quantized = "" if quantization == NONE else f", linear layers in {quantization}"
     banner = (
@@ -160,6 +160,7 @@ def _facts(parts: Assembly, num_pages: int) -> EngineFacts:
             f"Plugin {each.distribution} {each.version} is not loaded: {each.reason}"
             for each in parts.plugins.quarantined
         ),
+        *plan.failures(),
     )
     return EngineFacts(
         model_name=config.model.served_model_name,
@@ -172,5 +173,5 @@ def _facts(parts: Assembly, num_pages: int) -> EngineFacts:
             eos_token_ids=_end_tokens(model),
         ),
         banner=banner,
-        plan=parts.selector.plan().to_json(),
+        plan=plan.to_json(),
     )

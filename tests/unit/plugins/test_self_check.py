@@ -1,12 +1,15 @@
 """The comparison at start passes the reference and finds what is wrong, for every family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from chiplet.api import BuildContext, Dtype, LinearRequest, Op, OpRequest
+from chiplet.api import BuildContext, Dtype, LinearRequest, MoeRequest, Op, OpRequest
 from chiplet.plugins.self_check import SelfCheck
 from chiplet.reference.attention import ReferenceAttention
 from chiplet.reference.linear import ReferenceLinear
+from chiplet.reference.moe import ReferenceMoe
 from chiplet.reference.ops import ReferenceOps
 from chiplet.reference.platform import ReferencePlatform
 from tests.unit.plugins.test_selection import attention_request
@@ -17,18 +20,28 @@ LINEAR = LinearRequest(
     role="o_proj", in_features=64, out_features=600, dtype=Dtype.BFLOAT16, has_bias=True
 )
 ATTENTION = [attention_request(), attention_request(group="window", window=4)]
+MOE = MoeRequest(
+    hidden_size=48,
+    intermediate_size=40,
+    num_experts=8,
+    top_k=2,
+    renormalize=True,
+    dtype=Dtype.BFLOAT16,
+)
 OPS = [OpRequest(op=op, dtype=dtype) for op in Op for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)]
 
 
 def reference(request):
     if isinstance(request, LinearRequest):
         return ReferenceLinear().build(request, CONTEXT)
+    if isinstance(request, MoeRequest):
+        return ReferenceMoe().build(request, CONTEXT)
     if isinstance(request, OpRequest):
         return ReferenceOps().build(request, CONTEXT)
     return ReferenceAttention().build(request, CONTEXT)
 
 
-@pytest.mark.parametrize("request_", [LINEAR, *ATTENTION, *OPS], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, MOE, *ATTENTION, *OPS], ids=str)
 def test_the_reference_is_equal_to_itself(request_):
     assert CHECK.compare(request_, reference(request_), reference(request_)) == ""
 
@@ -64,16 +77,21 @@ def not_finite(tensor):
     return tensor / 0
 
 
-@pytest.mark.parametrize("request_", [LINEAR, *ATTENTION, *OPS], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, MOE, *ATTENTION, *OPS], ids=str)
 def test_wrong_numbers_are_found(request_):
     wrong = Wrapped(reference(request_), shifted)
     assert CHECK.compare(request_, wrong, reference(request_))
 
 
 @pytest.mark.parametrize("spoil", [one_wrong, not_finite, lambda x: x.half(), lambda x: x[:, :-1]])
-@pytest.mark.parametrize("request_", [LINEAR, ATTENTION[0]], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, MOE, ATTENTION[0]], ids=str)
 def test_small_faults_are_found(request_, spoil):
     assert CHECK.compare(request_, Wrapped(reference(request_), spoil), reference(request_))
+
+
+@pytest.mark.parametrize("change", [{"top_k": 3}, {"renormalize": False}], ids=str)
+def test_another_routing_is_found(change):
+    assert CHECK.compare(MOE, reference(replace(MOE, **change)), reference(MOE))
 
 
 def test_stray_writes_into_the_cache_are_found():

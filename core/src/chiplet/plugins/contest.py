@@ -11,6 +11,9 @@ from chiplet.errors import PluginError
 from chiplet.plugins.candidates import Candidate, Request, operation_of, summary_of
 from chiplet.plugins.plan import Rejection, Server
 
+_FAILURES = ("raised", "malformed", "build", "self-check")
+"""Codes of refusals that are no choice of the provider's; core gives them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -105,7 +108,8 @@ class Contest:
 
     def _rejection(self, loser: Candidate, verdict: Verdict, winner: Seat) -> Rejection:
         if isinstance(verdict, No):
-            return Rejection(loser.name, _texts(verdict))
+            has_failed = any(each.code in _FAILURES for each in verdict.reasons)
+            return Rejection(loser.name, _texts(verdict), has_failed=has_failed)
         best = winner.verdict.score
         sign = "<" if verdict.score < best else "=" if verdict.score == best else ">"
         reason = f"score {verdict.score} {sign} {best}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ class Rejection:
         provider: the word that `--use` takes.
         reasons: one sentence each, without a period.
         pin: the flag that would choose it, or empty if it cannot serve the operation.
+        has_failed: it said that it serves the request, and then could not, or not rightly.
     """
 
     provider: str
     reasons: tuple[str, ...]
     pin: str = ""
+    has_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,18 @@ class SelectionPlan:
         lines = [f"{kind} {self.platform} {self.platform_version}"]
         lines += sorted(json.dumps([each.key, *_identities(each.servers)]) for each in self.choices)
         return digest("\n".join(lines))
+
+    def failures(self) -> Iterator[str]:
+        """A line for each provider that was to serve something and failed at it."""
+        failed: dict[str, list[tuple[str, Rejection]]] = {}
+        for choice in self.choices:
+            for each in choice.rejections:
+                if each.has_failed:
+                    failed.setdefault(each.provider, []).append((choice.operation, each))
+        for provider, found in failed.items():
+            operations = ", ".join(dict.fromkeys(operation for operation, _ in found))
+            reason = found[0][1].reasons[0]
+            yield f"Provider {provider} is not used for {operations}: {reason}"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values, ready for JSON."""

@@ -61,8 +61,9 @@ HOT_OPERATIONS = frozenset(
 )
 
 
-CheckedRequest = AttentionRequest | LinearRequest | OpRequest
-"""What a judge can compare; mixtures of experts, groups of ranks and compilers it cannot."""
+CheckedRequest = AttentionRequest | LinearRequest | MoeRequest | OpRequest
+"""What a judge can compare alone. Collectives are compared once all ranks are connected, see
+`chiplet.plugins.agreement`; a compiler's work is what all others are compared by."""
 
 
 class Judge(Protocol):
@@ -348,7 +349,6 @@ class Selector:
         """What is wrong with an implementation, and the outcome in a word."""
         if candidate.plugin.is_core:
             return "", "is the reference"
-        # Not of communicators: a second one would wait for the other ranks.
         request = contest.request
         if self._judge is None or not isinstance(request, CheckedRequest):
             return "", "not run"

@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiplet.api import AttentionRequest, LinearRequest, Numerics, OpRequest, Platform
+from chiplet.api import (
+    AttentionRequest,
+    LinearRequest,
+    MoeRequest,
+    Numerics,
+    OpRequest,
+    Platform,
+)
 from chiplet.plugins.selection import CheckedRequest
 from chiplet.plugins.self_check.attention import run_attention
 from chiplet.plugins.self_check.linear import run_linear
+from chiplet.plugins.self_check.moe import run_moe
 from chiplet.plugins.self_check.ops import op_arguments
 
 _ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -67,6 +75,8 @@ class SelfCheck:
                 results = run_attention(request, impl, device)
             case LinearRequest():
                 results = run_linear(request, impl, device)
+            case MoeRequest():
+                results = run_moe(request, impl, device)
             case OpRequest():
                 result = impl(*op_arguments(request, device))
                 results = result if isinstance(result, tuple) else (result,)

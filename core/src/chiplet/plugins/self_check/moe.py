@@ -1,0 +1,44 @@
+"""A small call of a mixture of experts in its true size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chiplet.api import MoeImpl, MoeRequest
+from chiplet.layers.context import torch_dtype
+
+_TOKENS = (1, 7)
+_DISTINCT_ROWS = 251
+"""As of a linear layer: a prime number of rows, repeated, so that no two experts are alike."""
+
+
+def run_moe(request: MoeRequest, impl: MoeImpl, device: torch.device) -> Sequence[Tensor]:
+    """Results of one token and of a few, always of the same numbers."""
+    random = torch.Generator().manual_seed(1)
+    hidden, width, num_experts = request.hidden_size, request.intermediate_size, request.num_experts
+    dtype = torch_dtype(request.dtype)
+    x = torch.randn(max(_TOKENS), hidden, generator=random).to(dtype).to(device)
+    gate_up = _repeated((num_experts, 2 * width, hidden), random, dtype, device)
+    down = _repeated((num_experts, hidden, width), random, dtype, device)
+    packed = impl.pack(gate_up, down)
+    router_logits = _distinct_logits(num_experts, random).to(dtype).to(device)
+    return [impl.run(x[:count], router_logits[:count], packed) for count in _TOKENS]
+
+
+def _repeated(
+    shape: tuple[int, int, int], random: torch.Generator, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    num_experts, num_rows, width = shape
+    some = torch.randn(_DISTINCT_ROWS, width, generator=random) / width**0.5
+    places = torch.arange(num_experts * num_rows, device=device) % _DISTINCT_ROWS
+    return some.to(dtype).to(device)[places].view(shape)
+
+
+def _distinct_logits(num_experts: int, random: torch.Generator) -> Tensor:
+    """No two of a row are equal, so that it is plain which are picked; `[tokens, num_experts]`."""
+    levels = torch.linspace(-4, 4, num_experts)
+    order = [torch.randperm(num_experts, generator=random) for _ in range(max(_TOKENS))]
+    return torch.stack([levels[each] for each in order])
