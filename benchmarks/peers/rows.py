@@ -123,15 +123,58 @@ def _memory(peer: PeerProcess, groups: Sequence[Sequence[list[int]]]) -> float:
     return peak.bytes / 2**20
 
 
+def _rate(
+    name: str,
+    title: str,
+    *,
+    groups: tuple[tuple[int, int], ...],
+    measure: Measure,
+    limit: Limit,
+    shared_tokens: int = 0,
+) -> Row:
+    """Tokens per second, more is better."""
+    return Row(
+        name=name,
+        title=title,
+        unit="tok/s",
+        groups=groups,
+        measure=measure,
+        limit=limit,
+        shared_tokens=shared_tokens,
+    )
+
+
+def _cost(
+    name: str,
+    title: str,
+    *,
+    unit: str,
+    num_tokens: int,
+    measure: Measure,
+    is_timed: bool = True,
+    is_fresh: bool = False,
+) -> Row:
+    """What one prompt takes, less is better."""
+    return Row(
+        name=name,
+        title=title,
+        unit=unit,
+        groups=((1, num_tokens),),
+        measure=measure,
+        is_timed=is_timed,
+        is_fresh=is_fresh,
+        lower_is_better=True,
+    )
+
+
 def _streams(num_streams: int) -> Row:
     def limit(costs: Costs, is_file: bool) -> float:
         prompt, output = num_streams * INPUT_TOKENS, num_streams * OUTPUT_TOKENS
         return output / costs.products_s(prompt, output, is_file=is_file)
 
-    return Row(
-        name=f"streams-{num_streams}",
-        title=f"{num_streams} streams, {INPUT_TOKENS} in, {OUTPUT_TOKENS} out",
-        unit="tok/s",
+    return _rate(
+        f"streams-{num_streams}",
+        f"{num_streams} streams, {INPUT_TOKENS} in, {OUTPUT_TOKENS} out",
         groups=((num_streams, INPUT_TOKENS),),
         measure=_throughput(OUTPUT_TOKENS),
         limit=limit,
@@ -154,35 +197,24 @@ def _prefix_limit(costs: Costs, is_file: bool) -> float:
 
 
 ROWS = (
-    Row(
-        name="start",
-        title="start to first token",
-        unit="s",
-        groups=((1, 16),),
-        measure=_start,
-        is_fresh=True,
-        lower_is_better=True,
-    ),
-    Row(
-        name="first-token",
-        title=f"time to first token, one stream, {INPUT_TOKENS} in",
+    _cost("start", "start to first token", unit="s", num_tokens=16, measure=_start, is_fresh=True),
+    _cost(
+        "first-token",
+        f"time to first token, one stream, {INPUT_TOKENS} in",
         unit="ms",
-        groups=((1, INPUT_TOKENS),),
+        num_tokens=INPUT_TOKENS,
         measure=_first_token,
-        lower_is_better=True,
     ),
-    Row(
-        name="decode",
-        title=f"decode, one stream, {INPUT_TOKENS} in, {OUTPUT_TOKENS} out",
-        unit="tok/s",
+    _rate(
+        "decode",
+        f"decode, one stream, {INPUT_TOKENS} in, {OUTPUT_TOKENS} out",
         groups=((1, INPUT_TOKENS), (1, INPUT_TOKENS)),
         measure=_decode,
         limit=_decode_limit,
     ),
-    Row(
-        name="prefill",
-        title=f"prefill, one prompt of {LONG_PROMPT}",
-        unit="tok/s",
+    _rate(
+        "prefill",
+        f"prefill, one prompt of {LONG_PROMPT}",
         groups=((1, LONG_PROMPT),),
         measure=_prefill,
         limit=_prefill_limit,
@@ -190,24 +222,21 @@ ROWS = (
     _streams(8),
     _streams(32),
     _streams(64),
-    Row(
-        name="prefix",
-        title=f"{PREFIX_REQUESTS} x ({LONG_PROMPT} shared + {PREFIX_SUFFIX} in, "
-        f"{PREFIX_OUTPUT} out)",
-        unit="tok/s",
+    _rate(
+        "prefix",
+        f"{PREFIX_REQUESTS} x ({LONG_PROMPT} shared + {PREFIX_SUFFIX} in, {PREFIX_OUTPUT} out)",
         groups=((PREFIX_REQUESTS, LONG_PROMPT + PREFIX_SUFFIX),),
         measure=_throughput(PREFIX_OUTPUT),
         limit=_prefix_limit,
         shared_tokens=LONG_PROMPT,
     ),
-    Row(
-        name="memory",
-        title=f"peak memory (PSS of all processes), one stream of {INPUT_TOKENS} + {OUTPUT_TOKENS}",
+    _cost(
+        "memory",
+        f"peak memory (PSS of all processes), one stream of {INPUT_TOKENS} + {OUTPUT_TOKENS}",
         unit="MiB",
-        groups=((1, INPUT_TOKENS),),
+        num_tokens=INPUT_TOKENS,
         measure=_memory,
         is_timed=False,
         is_fresh=True,
-        lower_is_better=True,
     ),
 )

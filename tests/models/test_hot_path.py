@@ -1,4 +1,4 @@
-"""Hooks are for start-up: a decode step calls none."""
+"""What a step may cost: no hook is called, and many requests are no more operations than few."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pluggy
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chiplet.config import EngineConfig
+from chiplet.engine import Engine
 from chiplet.sampling_params import SamplingParams
-from chiplet.worker import start
+from chiplet.worker import EngineFacts, start
 from tests.models.tiny import make_checkpoint
 
 
@@ -45,3 +47,61 @@ def test_a_hundred_decode_steps_call_no_hook(
         num_steps += 1
     assert num_steps >= 100
     assert called == []
+
+
+class _Counting(TorchDispatchMode):
+    """Counts operations of torch, among them the results that kernels ask memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """One operation."""
+        self.num_operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _add(engine: Engine, facts: EngineFacts, name: str, prompt: np.ndarray) -> None:
+    sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+    engine.add(facts.limits.request(name, prompt, sampling, seed=0, arrival_s=0.0))
+
+
+def _operations_of_shared_prefix(folder: Path, num_requests: int) -> int:
+    """Operations of the one step that computes the ends of prompts whose beginning is cached."""
+    config = EngineConfig.from_options(
+        model=str(folder),
+        device="cpu",
+        dtype="float32",
+        max_total_tokens=4096,
+        context_length=256,
+        eager=True,
+    )
+    engine, facts = start(config)
+    rng = np.random.default_rng(num_requests)
+    prefix = rng.integers(2, 32, 64).astype(np.int32)
+    _add(engine, facts, "first", np.append(prefix, np.int32(2)))
+    while engine.has_work:
+        engine.step()
+    for index in range(num_requests):
+        end = rng.integers(2, 32, 5 + index).astype(np.int32)
+        _add(engine, facts, f"r{index}", np.concatenate([prefix, end]))
+    counting, before = _Counting(), engine.stats()
+    with counting:
+        engine.step()
+    after = engine.stats()
+    assert after.total_cached_tokens - before.total_cached_tokens == 64 * num_requests
+    assert after.total_steps == before.total_steps + 1
+    assert after.num_waiting == 0
+    return counting.num_operations
+
+
+def test_many_prompts_behind_one_prefix_take_no_more_operations_than_few(tmp_path: Path) -> None:
+    # Where attention went from request to request, 32 of them took 2,000 operations a step; each
+    # waits for the slowest thread, on a busy machine for longer than it computes.
+    make_checkpoint("qwen3", tmp_path)
+    few, many = (_operations_of_shared_prefix(tmp_path, count) for count in (2, 12))
+    assert few > 0
+    assert many == few
