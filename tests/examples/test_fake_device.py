@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from chiplet.config import DeviceOptions, EngineConfig
+from chiplet.errors import PluginError
 from chiplet.plugins import choose_device, discover, probe_all
 from chiplet.testing.conformance.case import Status, run_case
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
@@ -170,3 +171,17 @@ def test_the_demo_model_is_served(fake_site: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
+
+
+@pytest.mark.usefixtures("fake")
+def test_its_memory_is_an_option() -> None:
+    try:
+        options = DeviceOptions(device="fake", plugin_option=("chiplet-fake.memory_mib=64",))
+        chosen = choose_device(discover(options), options)
+        # The probe's process was told too.
+        assert chosen.probe.total_memory_bytes == 64 << 20
+        assert chosen.platform.memory().total_bytes == 64 << 20
+        with pytest.raises(PluginError, match="memory_mib is 'all'; allowed: a number of MiB"):
+            discover(DeviceOptions(plugin_option=("chiplet-fake.memory_mib=all",)))
+    finally:
+        discover(DeviceOptions(plugin_option=("chiplet-fake.memory_mib=4096",)))

@@ -185,6 +185,12 @@ class DeviceOptions:
     no_plugin: tuple[str, ...] = _option(
         (), "Do not load this plugin distribution; may be repeated.", metavar="NAME"
     )
+    plugin_option: tuple[str, ...] = _option(
+        (),
+        "Set an option of a plugin, like 'chiplet-acme.memory=2'; may be repeated. 'chiplet "
+        "doctor' lists the options of each.",
+        metavar="NAME.KEY=VALUE",
+    )
     strict: bool = _option(
         False, "Refuse to start where a reference kernel would serve a hot operation."
     )

@@ -24,12 +24,35 @@ from chiplet.api import (
     MoeProvider,
     OpProvider,
     Platform,
+    PluginContext,
     Proposal,
     QuantizationFormat,
     Topology,
 )
 
 hookspec = pluggy.HookspecMarker("chiplet")
+
+
+@hookspec
+def configure(context: PluginContext) -> None:
+    """Take the options that the user gave, before every other hook.
+
+    Called once for each engine, probe and command that uses plugins, in its process and in a thread
+    of its own; `shutdown` ends what it began. A plugin that raises here, or does not return within
+    ten seconds, is not loaded, with the reason; if it was given an option or named with
+    `--plugins`, the start ends. For a value that it cannot use it raises a `ValueError` that says
+    what is allowed.
+    """
+
+
+@hookspec
+def shutdown(context: PluginContext) -> None:
+    """The plugin is used no more, unless `configure` is called again; given what that was given.
+
+    Called once for each `configure` that returned, in a thread of its own, when the engine, probe
+    or command has ended. What it raises is logged, and after five seconds it is left alone. A
+    process that is killed calls nothing.
+    """
 
 
 @hookspec

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,13 +64,17 @@ class LLM:
         self._tokenizer = load_tokenizer(
             path, config.model.tokenizer_path, config.model.chat_template
         )
-        choice = begin_choice(discover(config.device), config.device)
-        # The tensor library takes a second to import; the probes run meanwhile.
-        from chiplet import worker  # noqa: PLC0415
+        with ExitStack() as at_failure:
+            plugins = discover(config.device)
+            at_failure.callback(plugins.shut_down)
+            choice = begin_choice(plugins, config.device)
+            # The tensor library takes a second to import; the probes run meanwhile.
+            from chiplet import worker  # noqa: PLC0415
 
-        # Nobody is to be told to come back later: offline, any number may wait.
-        config = config.replacing("schedule.max_queued_requests", sys.maxsize)
-        engine, self._facts = worker.start(config, choice)
+            # Nobody is to be told to come back later: offline, any number may wait.
+            config = config.replacing("schedule.max_queued_requests", sys.maxsize)
+            engine, self._facts = worker.start(config, choice)
+            self._at_end = at_failure.pop_all()
         self._engine: Engine | None = engine
         self._open_answers: dict[str, OpenAnswer] = {}
         self._request_ids = count()
@@ -173,9 +178,10 @@ class LLM:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
-        """End all open answers and let go of the model's memory; again is harmless."""
+        """End all open answers and let go of memory and plugins; again is harmless."""
         self._drop(list(self._open_answers.values()))
         self._engine = None
+        self._at_end.close()
 
     def __enter__(self) -> Self:
         return self

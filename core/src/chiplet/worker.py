@@ -13,7 +13,7 @@ from chiplet.engine import Engine
 from chiplet.errors import ConfigError
 from chiplet.formats.quantization.registry import NONE
 from chiplet.memory.kv_manager import KvManager
-from chiplet.plugins import DeviceChoice, SelectionPlan
+from chiplet.plugins import DeviceChoice, SelectionPlan, begin_choice, discover
 from chiplet.recovery import Recovery
 from chiplet.request import RequestLimits
 from chiplet.runner.kv_pool import page_bytes
@@ -49,7 +49,8 @@ def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Eng
     Args:
         config: all settings.
         choice: of the device, begun for `config.device` before this module was imported: probes
-            then run beside the import of the tensor library.
+            then run beside the import of the tensor library. Who began it tells its plugins the
+            end; without it nobody does.
 
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
@@ -80,10 +81,14 @@ def explain(config: EngineConfig) -> SelectionPlan:
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
     """
-    parts = assemble(config)
-    make_runner(parts, *make_tables(parts, num_pages=1))
-    parts.selector.seal()
-    return parts.selector.plan()
+    plugins = discover(config.device)
+    try:
+        parts = assemble(config, begin_choice(plugins, config.device))
+        make_runner(parts, *make_tables(parts, num_pages=1))
+        parts.selector.seal()
+        return parts.selector.plan()
+    finally:
+        plugins.shut_down()
 
 
 def _num_pages(parts: Assembly, free_bytes: int) -> int:

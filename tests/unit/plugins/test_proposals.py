@@ -17,8 +17,9 @@ def proposing(path, value):
     )
 
 
-def applied(config=None):
-    return apply_proposals(config or EngineConfig(), discover(DeviceOptions()), DEVICE)
+def applied(config=None, plugins=()):
+    found = discover(DeviceOptions(plugins=plugins))
+    return apply_proposals(config or EngineConfig(), found, DEVICE)
 
 
 def test_applied(folder):
@@ -44,13 +45,26 @@ def test_agreement_and_conflict(folder):
 
 
 @pytest.mark.parametrize("path", ["cache.colour", "kitchen.page_size", "cache", "explicit.x", ""])
-def test_no_such_setting(folder, path):
+def test_no_such_setting(folder, path, caplog):
     folder.add("one", proposing(path, 1))
+    folder.add("two", proposing("cache.page_size", 64))
+    assert applied().cache.page_size == 64
+    assert "which is no setting" in caplog.text
     with pytest.raises(PluginError, match="which is no setting"):
-        applied()
+        applied(plugins=("chiplet-one",))
 
 
-def test_a_raising_hook(folder):
-    folder.add("one", "@hookimpl\ndef config_proposals(config, device): raise ValueError('ouch')")
-    with pytest.raises(PluginError, match=r"chiplet-one raised ValueError: ouch"):
-        applied()
+def test_no_such_value(folder, caplog):
+    folder.add("one", proposing("cache.page_size", "wide"))
+    assert applied().cache.page_size == 16
+    assert "page_size is 'wide'; allowed: a whole number" in caplog.text
+
+
+@pytest.mark.parametrize("body", ["raise ValueError('ouch')", "return ['ouch']", "return 7"])
+def test_a_hook_that_raises_or_returns_something_else(folder, body, caplog):
+    folder.add("one", f"@hookimpl\ndef config_proposals(config, device): {body}")
+    folder.add("two", proposing("cache.page_size", 64))
+    assert applied().cache.page_size == 64
+    assert "Hook config_proposals of chiplet-one raised" in caplog.text
+    with pytest.raises(PluginError, match="Hook config_proposals of chiplet-one raised"):
+        applied(plugins=("chiplet-one",))

@@ -42,6 +42,7 @@ from chiplet.api.executable import (
     doubling,
 )
 from chiplet.api.features import Feature
+from chiplet.api.lifecycle import PluginContext
 from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed, RowSource
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
@@ -135,6 +136,7 @@ __all__ = [
     "Packed",
     "PlanStorage",
     "Platform",
+    "PluginContext",
     "Proposal",
     "Provider",
     "QuantizationFormat",

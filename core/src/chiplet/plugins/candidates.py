@@ -25,8 +25,7 @@ from chiplet.api import (
 )
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.errors import ConfigError, PluginError
-from chiplet.plugins.discovery import normalized
-from chiplet.plugins.manifest import serves
+from chiplet.plugins.manifest import normalized, serves
 from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from chiplet.api import DeviceProbe, Platform
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.host import host_facts
 from chiplet.plugins.plugin_set import Plugin, PluginSet, ProbeResult, Quarantined
-from chiplet.plugins.probe import Probes, host_facts, start_probes
+from chiplet.plugins.probe import Probes, start_probes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """Discovery: finds plugins by entry point and loads them one at a time.
 
-A manifest is read and compared with this core before a plugin's code is imported. A plugin that
-fails at any step is set aside with the reason; the others load.
+A manifest is read and compared with this core before a plugin's code is imported; then the plugin
+is told its options. A plugin that fails at any step is set aside with the reason; the others load.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,8 +14,11 @@ from importlib.metadata import Distribution, distributions
 import pluggy
 
 from chiplet import hooks
+from chiplet.api import HostFacts
 from chiplet.config import DeviceOptions
 from chiplet.errors import PluginError
+from chiplet.plugins.host import host_facts
+from chiplet.plugins.lifecycle import configure, make_context, read_options
 from chiplet.plugins.manifest import (
     Manifest,
     ManifestError,
@@ -24,6 +26,7 @@ from chiplet.plugins.manifest import (
     check_api,
     check_requires,
     find_manifest,
+    normalized,
     read_manifest,
 )
 from chiplet.plugins.plugin_set import CORE_DISTRIBUTION, Plugin, PluginSet, Quarantined
@@ -47,25 +50,37 @@ class Candidate:
 
 
 def discover(options: DeviceOptions) -> PluginSet:
-    """All plugins that the options allow.
+    """All plugins that the options allow, told their own options.
+
+    Whoever asks for them tells them the end, with `PluginSet.shut_down`.
 
     Raises:
-        PluginError: a plugin named by `--plugins` is not installed or cannot be loaded.
+        ConfigError: an option for a plugin cannot be read.
+        PluginError: a plugin named by `--plugins` or `--plugin-option` is not installed, is left
+            out, has no such option or cannot be loaded.
     """
     allowed = frozenset(map(normalized, options.plugins))
     denied = frozenset(map(normalized, options.no_plugin))
+    given = read_options(options.plugin_option)
     found = list(installed_candidates())
-    _check_names(allowed | denied, found)
+    _check_names(allowed | denied | given.keys(), found)
     wanted = [Candidate(CORE_DISTRIBUTION, __version__, module) for module in CORE_MODULES]
     blocked: list[Candidate] = []
     for candidate in found:
         name = normalized(candidate.distribution)
         is_wanted = name not in denied and (not allowed or name in allowed)
         (wanted if is_wanted else blocked).append(candidate)
-    results = [load(candidate) for candidate in wanted]
+    for name in given.keys() & {normalized(each.distribution) for each in blocked}:
+        raise PluginError(
+            f"Plugin '{name}' is given an option and left out.",
+            remedy="Drop the option, or change --plugins or --no-plugin.",
+        )
+    host = host_facts()
+    results = [load(each, host, given.get(normalized(each.distribution), {})) for each in wanted]
     quarantined = tuple(each for each in results if isinstance(each, Quarantined))
+    explicit = frozenset(allowed | given.keys())
     for each in quarantined:
-        if normalized(each.distribution) in allowed or each.distribution == CORE_DISTRIBUTION:
+        if normalized(each.distribution) in explicit | {CORE_DISTRIBUTION}:
             raise PluginError(
                 f"Plugin {each.distribution} {each.version} cannot be used: {each.reason}.",
                 remedy=f"Update or reinstall {each.distribution}.",
@@ -74,6 +89,7 @@ def discover(options: DeviceOptions) -> PluginSet:
         tuple(each for each in results if isinstance(each, Plugin)),
         quarantined,
         tuple(candidate.distribution for candidate in blocked),
+        explicit,
     )
 
 
@@ -108,24 +124,34 @@ def _plugin_distributions() -> Iterator[Distribution]:
             yield distribution
 
 
-def load(candidate: Candidate) -> Plugin | Quarantined:
-    """The plugin, or why it cannot be loaded; never raises for a fault of the plugin."""
+def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> Plugin | Quarantined:
+    """The plugin, or why it cannot be loaded; never raises for a fault of the plugin.
+
+    Raises:
+        PluginError: it has no such option.
+    """
     manifest: Manifest | None = None
     try:
         manifest = read_manifest(find_manifest(candidate.module))
+        context = make_context(candidate.distribution, manifest, options, host)
         check_api(manifest)
         check_requires(manifest)
         relay = _register(candidate.module)
         _check_hooks(manifest, relay)
+        configure(relay, context)
     except ManifestError as error:
         reason = str(error)
+    except PluginError:
+        raise
     except pluggy.PluginValidationError as error:
         reason = f"registration failed: {' '.join(str(error).split())}"
     # A plugin may raise anything at import, SystemExit included.
     except (Exception, SystemExit) as error:
         reason = f"import of {candidate.module} raised {type(error).__name__}: {error}"
     else:
-        return Plugin(candidate.distribution, candidate.version, candidate.module, manifest, relay)
+        return Plugin(
+            candidate.distribution, candidate.version, candidate.module, manifest, relay, context
+        )
     return Quarantined(
         candidate.distribution, candidate.version, candidate.module, reason, manifest
     )
@@ -141,6 +167,8 @@ def _register(module: str) -> pluggy.HookRelay:
 
 
 def _check_hooks(manifest: Manifest, relay: pluggy.HookRelay) -> None:
+    if manifest.options and not relay.configure.get_hookimpls():
+        raise ManifestError("[options] needs hook 'configure', which is not implemented")
     if manifest.kind is not PluginKind.PLATFORM:
         return
     for hook in ("probe", "platform"):
@@ -156,8 +184,3 @@ def _check_names(names: frozenset[str], found: list[Candidate]) -> None:
             f"Plugin '{name}' is not installed; installed: {listed}.",
             remedy=f"Install it with 'pip install {name}', or correct the name.",
         )
-
-
-def normalized(name: str) -> str:
-    """A distribution's name as the packaging specification compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()

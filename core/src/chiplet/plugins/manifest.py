@@ -7,6 +7,9 @@ A file `chiplet_plugin.toml` in the plugin's package:
     device_types = ["acme"]           # what `--device` takes; of a provider, what it serves
     requires = ["acme-driver>=2"]     # optional: distributions and their versions
 
+    [options]                         # optional: what `--plugin-option` may set, and its meaning
+    memory_gib = "Memory that kernels may use for workspaces."
+
     [api]                             # a range for each interface that it uses
     platform = ">=0.1,<0.2"
     attention = ">=0.1,<0.2"
@@ -14,9 +17,10 @@ A file `chiplet_plugin.toml` in the plugin's package:
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -52,6 +56,7 @@ class Manifest:
         device_types: the words for `--device` that its probe may answer with; of a provider, the
             only ones that it is asked about, all if there are none.
         requires: distributions with their version ranges.
+        options: what `--plugin-option` may set: keys, and a sentence for people on each.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Manifest:
     api: Mapping[str, str]
     device_types: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def find_manifest(module: str) -> Path:
@@ -99,7 +105,7 @@ def parse_manifest(fields: Mapping[str, Any]) -> Manifest:
     Raises:
         ManifestError: a field is missing, unknown or of the wrong form.
     """
-    known = {"name", "kind", "api", "device_types", "requires"}
+    known = {"name", "kind", "api", "device_types", "requires", "options"}
     unknown = sorted(fields.keys() - known)
     if unknown:
         raise ManifestError(f"unknown field '{unknown[0]}'; known: {', '.join(sorted(known))}")
@@ -112,6 +118,7 @@ def parse_manifest(fields: Mapping[str, Any]) -> Manifest:
         api=_api(fields["api"]),
         device_types=_texts(fields, "device_types"),
         requires=_texts(fields, "requires"),
+        options=_options(fields.get("options", {})),
     )
     if manifest.kind is PluginKind.PLATFORM and not manifest.device_types:
         raise ManifestError("kind 'platform' needs 'device_types'")
@@ -196,6 +203,23 @@ def _api(value: object) -> Mapping[str, str]:
                 f"[api] {interface} is {wanted!r}; it must be a range like '>=0.1,<0.2'"
             ) from error
     return ranges
+
+
+def _options(value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise ManifestError(f"[options] is {value!r}; it must be a table of keys and meanings")
+    found = {str(key): meaning for key, meaning in value.items()}
+    for key, meaning in found.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(meaning, str) or not meaning:
+            raise ManifestError(
+                f"[options] has {key} = {meaning!r}; it must be a lower-case word and a sentence"
+            )
+    return found
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as the packaging specification compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _requirement(text: str) -> Requirement:

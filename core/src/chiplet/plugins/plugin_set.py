@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
-from chiplet.api import Check, CheckStatus, DeviceProbe, ModelEntry, QuantizationFormat
-from chiplet.plugins.manifest import Manifest, PluginKind
+from chiplet.api import (
+    Check,
+    CheckStatus,
+    DeviceProbe,
+    ModelEntry,
+    PluginContext,
+    QuantizationFormat,
+)
+from chiplet.errors import PluginError
+from chiplet.plugins.lifecycle import shut_down
+from chiplet.plugins.manifest import Manifest, PluginKind, normalized
+
+logger = logging.getLogger(__name__)
+
+OfferT = TypeVar("OfferT")
 
 CORE_DISTRIBUTION = "chiplet"
 
@@ -23,6 +37,7 @@ class Plugin:
         module: where its hooks are.
         hooks: relay to its hooks alone; each plugin has its own, so that one cannot disturb
             another.
+        context: what it has been told.
     """
 
     distribution: str
@@ -30,6 +45,7 @@ class Plugin:
     module: str
     manifest: Manifest
     hooks: pluggy.HookRelay
+    context: PluginContext
 
     @property
     def name(self) -> str:
@@ -97,11 +113,14 @@ class PluginSet:
         loaded: core's own first, then by distribution.
         quarantined: found, and not loaded.
         blocked: distributions left out by `--plugins` or `--no-plugin`.
+        explicit: normalized names of distributions that the user named: what is wrong with them
+            ends the start.
     """
 
     loaded: tuple[Plugin, ...]
     quarantined: tuple[Quarantined, ...] = ()
     blocked: tuple[str, ...] = ()
+    explicit: frozenset[str] = frozenset()
 
     @property
     def platforms(self) -> tuple[Plugin, ...]:
@@ -121,15 +140,53 @@ class PluginSet:
             if plugin.is_core and plugin.manifest.kind is PluginKind.PLATFORM
         )
 
+    def shut_down(self) -> None:
+        """Tell every plugin, the last one first, that it is used no more; never raises.
+
+        Blocks for a few seconds for each plugin that hangs.
+        """
+        for each in reversed(self.loaded):
+            shut_down(each.hooks, each.context, distribution=each.distribution)
+
     def model_entries(self) -> tuple[ModelEntry, ...]:
         """Model families of all plugins; core's own first."""
-        return tuple(entry for plugin in self.loaded for entry in plugin.call("models") or ())
+        return tuple(each for _, each in self.offers("models", ModelEntry))
 
     def quantization_formats(self) -> tuple[QuantizationFormat, ...]:
         """Quantization formats of all plugins; core's own first."""
-        return tuple(
-            each for plugin in self.loaded for each in plugin.call("quantization_formats") or ()
-        )
+        return tuple(each for _, each in self.offers("quantization_formats"))
+
+    def offers(
+        self, hook: str, kind: type[OfferT] | None = None, **arguments: object
+    ) -> Iterator[tuple[Plugin, OfferT]]:
+        """What the plugins' hooks of one name return, each with its plugin; core's own first.
+
+        A plugin whose hook raises, or returns something else, is passed over with a warning.
+
+        Args:
+            hook: one that returns a sequence.
+            kind: class of what it returns; None for a protocol.
+            arguments: of the hook.
+
+        Raises:
+            PluginError: it is one of `explicit`.
+        """
+        for plugin in self.loaded:
+            try:
+                found: list[OfferT] = list(plugin.call(hook, **arguments) or ())
+                wrong = [each for each in found if kind is not None and not isinstance(each, kind)]
+                if wrong:
+                    raise TypeError(f"it returned {wrong[0]!r}")
+            except Exception as error:
+                text = (
+                    f"Hook {hook} of {plugin.distribution} raised {type(error).__name__}: {error}."
+                )
+                if normalized(plugin.distribution) in self.explicit:
+                    remedy = f"Update {plugin.distribution}, or do not ask for it."
+                    raise PluginError(text, remedy=remedy) from error
+                logger.warning("%s What it offers is left out.", text)
+            else:
+                yield from ((plugin, each) for each in found)
 
     def doctor(self, probes: Sequence[ProbeResult]) -> tuple[Check, ...]:
         """Checks of every plugin, and one for each plugin that failed; never raises."""

@@ -7,7 +7,6 @@ has not answered in time is killed, and its plugin counts as having no device.
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -19,9 +18,7 @@ from select import select
 from typing import IO
 
 import msgspec
-import psutil
 
-from chiplet.api import HostFacts
 from chiplet.plugins.plugin_set import Plugin, ProbeResult
 from chiplet.plugins.probe_child import ProbeAnswer, ProbeTask
 
@@ -34,21 +31,6 @@ _CHILD = (
 )
 
 
-def host_facts() -> HostFacts:
-    """What core knows of this host without a plugin."""
-    return HostFacts(
-        machine=platform.machine(),
-        num_cores=_usable_cores(),
-        total_memory_bytes=psutil.virtual_memory().total,
-    )
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def probe_all(
     plugins: Sequence[Plugin], *, time_limit_s: float = TIME_LIMIT_S
 ) -> tuple[ProbeResult, ...]:
@@ -58,9 +40,8 @@ def probe_all(
 
 def start_probes(plugins: Sequence[Plugin], *, time_limit_s: float = TIME_LIMIT_S) -> Probes:
     """Start each plugin's probe; they run while the caller does something else."""
-    host = host_facts()
     deadline = time.monotonic() + time_limit_s
-    return Probes(tuple(_start(plugin, host) for plugin in plugins), deadline, time_limit_s)
+    return Probes(tuple(_start(plugin) for plugin in plugins), deadline, time_limit_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +72,19 @@ class Probes:
         return tuple(_finish(child, self.deadline_s, self.time_limit_s) for child in self.children)
 
 
-def _start(plugin: Plugin, host: HostFacts) -> _Child:
+def _start(plugin: Plugin) -> _Child:
     # An own pipe for the answer, because vendor libraries print to standard output.
     read_end, write_end = os.pipe()
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed by _finish
-    task = ProbeTask(plugin.module, host, write_end, sys.path)
+    context = plugin.context
+    task = ProbeTask(
+        module=plugin.module,
+        host=context.host,
+        options=context.options,
+        cache_folder=str(context.cache_folder),
+        answer_pipe=write_end,
+        import_path=sys.path,
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", _CHILD, msgspec.json.encode(task).decode()],
         stdin=subprocess.DEVNULL,

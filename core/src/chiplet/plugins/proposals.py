@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 
 from chiplet.api import DeviceProbe, EngineConfig, Proposal
+from chiplet.config import GROUPS, check_option, option_fields
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.manifest import normalized
 from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ def apply_proposals(
 
     Raises:
         ConfigError: two plugins propose different values for one setting.
-        PluginError: a plugin proposes a setting that does not exist, or its hook raises.
+        PluginError: a plugin that the user named proposes what is no setting or no value of it, or
+            its hook raises; of another plugin that is a warning.
     """
     accepted: dict[str, tuple[Plugin, Proposal]] = {}
     for plugin, proposal in _proposals(config, plugin_set, device):
@@ -48,27 +50,26 @@ def apply_proposals(
 def _proposals(
     config: EngineConfig, plugin_set: PluginSet, device: DeviceProbe
 ) -> Iterator[tuple[Plugin, Proposal]]:
-    for plugin in plugin_set.loaded:
-        try:
-            proposals = plugin.call("config_proposals", config=config, device=device) or ()
-        except Exception as error:
-            raise PluginError(
-                f"Hook config_proposals of {plugin.distribution} raised "
-                f"{type(error).__name__}: {error}.",
-                remedy=f"Pass --no-plugin {plugin.distribution}, or report it to its author.",
-            ) from error
-        for proposal in proposals:
-            if not _is_setting(config, proposal.path):
-                raise PluginError(
-                    f"{plugin.distribution} proposes '{proposal.path}', which is no setting.",
-                    remedy=f"Pass --no-plugin {plugin.distribution}, or update it.",
-                )
+    offers = plugin_set.offers("config_proposals", Proposal, config=config, device=device)
+    for plugin, proposal in offers:
+        fault = _fault(proposal)
+        if not fault:
             yield plugin, proposal
+            continue
+        text = f"{plugin.distribution} proposes '{proposal.path}', {fault}"
+        if normalized(plugin.distribution) in plugin_set.explicit:
+            raise PluginError(text, remedy=f"Update {plugin.distribution}, or do not ask for it.")
+        logger.warning("%s The proposal is left out.", text)
 
 
-def _is_setting(config: EngineConfig, path: str) -> bool:
-    group_name, _, name = path.partition(".")
-    group = getattr(config, group_name, None)
-    if not is_dataclass(group):
-        return False
-    return any(each.name == name for each in fields(group))
+def _fault(proposal: Proposal) -> str:
+    """What is wrong with a proposal; empty if nothing is."""
+    group_name, _, name = proposal.path.partition(".")
+    group = GROUPS.get(group_name)
+    if group is None or all(each != name for each, _ in option_fields(group)):
+        return "which is no setting."
+    try:
+        check_option(group, name, proposal.value)
+    except ConfigError as error:
+        return f"but {error}"
+    return ""

@@ -45,7 +45,6 @@ from chiplet.plugins.candidates import (
 )
 from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.device import ChosenDevice
-from chiplet.plugins.discovery import normalized
 from chiplet.plugins.dispatch import SizedLinear, sized_op
 from chiplet.plugins.pins import parse_denials, parse_pins
 from chiplet.plugins.plan import Choice, SelectionPlan
@@ -142,7 +141,7 @@ class Selector:
         self._candidates = gather_candidates(
             plugin_set,
             chosen.probe,
-            explicit=frozenset(map(normalized, options.plugins)),
+            explicit=plugin_set.explicit,
             topology=topology,
         )
         self._context = build_context(chosen.platform, self._candidates)

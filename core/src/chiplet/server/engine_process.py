@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import ExitStack
+from functools import partial
 
 from chiplet.config import EngineConfig
 from chiplet.ipc.messages import EngineReady
@@ -11,11 +13,16 @@ from chiplet.plugins import begin_choice, discover
 from chiplet.server.engine_loop import ServedEngine, run_engine
 
 
-def start_engine(config: EngineConfig) -> tuple[ServedEngine, EngineReady]:
-    """An engine with its model loaded, and what the server must know of it."""
+def start_engine(at_end: ExitStack, config: EngineConfig) -> tuple[ServedEngine, EngineReady]:
+    """An engine with its model loaded, and what the server must know of it.
+
+    Mutates: `at_end`, which then tells the plugins that they are used no more.
+    """
     # What a start makes stays: looking for garbage in it takes a tenth of the time.
     gc.disable()
-    choice = begin_choice(discover(config.device), config.device)
+    plugins = discover(config.device)
+    at_end.callback(plugins.shut_down)
+    choice = begin_choice(plugins, config.device)
     # The tensor library takes a second to import; the probes run meanwhile.
     from chiplet import worker  # noqa: PLC0415
 
@@ -34,4 +41,6 @@ def start_engine(config: EngineConfig) -> tuple[ServedEngine, EngineReady]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_engine(start_engine))
+    with ExitStack() as at_end:
+        exit_code = run_engine(partial(start_engine, at_end))
+    sys.exit(exit_code)

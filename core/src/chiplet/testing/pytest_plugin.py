@@ -55,6 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     # Here, because every run of pytest loads this module and few need a tensor library.
     from chiplet.config import DeviceOptions  # noqa: PLC0415
+    from chiplet.plugins import discover  # noqa: PLC0415
     from chiplet.testing.conformance.suite import all_cases, find_subjects, pair  # noqa: PLC0415
 
     marker = metafunc.definition.get_closest_marker(_FIXTURE)
@@ -65,7 +66,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"marker conformance takes {', '.join(_ALLOWED)}, and not '{unknown[0]}'"
         )
     options = DeviceOptions(device=wishes.get("device"), plugins=tuple(wishes.get("plugins", ())))
-    subjects = find_subjects(options, wishes.get("provider"))
+    plugins = discover(options)
+    metafunc.config.add_cleanup(plugins.shut_down)
+    subjects = find_subjects(options, wishes.get("provider"), plugins)
     pairs = list(pair(all_cases(quick=bool(wishes.get("quick"))), subjects))
     metafunc.parametrize(
         _FIXTURE,

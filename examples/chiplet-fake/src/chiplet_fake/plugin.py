@@ -7,6 +7,19 @@ from chiplet_fake.faults import FAULTS
 
 
 @api.hookimpl
+def configure(context: api.PluginContext) -> None:
+    """Take the size of the device's memory."""
+    given = context.options.get("memory_mib")
+    if given is None:
+        return
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"memory_mib is '{given}'; allowed: a number of MiB, 1 or more")
+    from chiplet_fake.hardware.memory import MEMORY  # noqa: PLC0415
+
+    MEMORY.total_bytes = int(given) << 20
+
+
+@api.hookimpl
 def probe(host: api.HostFacts) -> list[api.DeviceProbe]:
     """The one device that is always there."""
     FAULTS.at_probe()

@@ -19,6 +19,7 @@ from chiplet.cli.command import ENGINE_GROUPS, MODEL, SERVER_ONLY, Command, Give
 from chiplet.cli.settings import command_option
 from chiplet.config import Dtype, EngineConfig, ModelConfig
 from chiplet.errors import ConfigError
+from chiplet.plugins import PluginSet, begin_choice, choose_device, discover
 
 if TYPE_CHECKING:
     from chiplet.cli.bench.floors import Ceilings
@@ -58,8 +59,16 @@ class _Size:
 def run(given: Given) -> int:
     """Measure each work, then profile each."""
     options = given.options("step", StepOptions())
+    config = given.engine_config()
+    plugins = discover(config.device)
+    try:
+        return _measure(given, options, _Bench.start(config, options, plugins))
+    finally:
+        plugins.shut_down()
+
+
+def _measure(given: Given, options: StepOptions, bench: _Bench) -> int:
     works = [_size(text) for text in options.work or ("1x1024",)]
-    bench = _Bench.start(given.engine_config(), options)
     figures: dict[str, dict[str, float | int | str]] = {}
     for size in works:
         figures[f"{size.num_requests}x{size.context}"] = bench.measure(size)
@@ -105,20 +114,20 @@ class _Bench:
         self._ids = count()
 
     @classmethod
-    def start(cls, config: EngineConfig, options: StepOptions) -> _Bench:
+    def start(cls, config: EngineConfig, options: StepOptions, plugins: PluginSet) -> _Bench:
         """Measure the device's ceilings, then start an engine with everything prepared."""
         import torch
 
         from chiplet.cli.bench.floors import measure_ceilings
         from chiplet.formats.catalogue import resolve_model
         from chiplet.formats.model_files import read_model_config
-        from chiplet.plugins import choose_device, discover
         from chiplet.worker import start
 
-        platform = choose_device(discover(config.device), config.device).platform
+        platform = choose_device(plugins, config.device).platform
         platform.activate()
         model = read_model_config(resolve_model(config.model.model), config.model.load_format)
-        engine, facts = start(config.replacing("device.prepare_first", True))
+        config = config.replacing("device.prepare_first", True)
+        engine, facts = start(config, begin_choice(plugins, config.device))
         # Afterwards, because what is cached of its memory would count as the engine's.
         ceilings = measure_ceilings(platform, getattr(torch, facts.dtype))
         return cls(engine, facts, model, ceilings, config, options.steps)

@@ -33,8 +33,11 @@ def examine(
         installation = open_installation(config.device)
     except ConfigError as error:
         return [*checks, problem("plugins", error)]
-    checks += check_plugins(installation)
-    checks += check_model(config, installation)
+    try:
+        checks += check_plugins(installation)
+        checks += check_model(config, installation)
+    finally:
+        installation.plugins.shut_down()
     # What stops a start before anything is chosen has been said already.
     if installation.chosen is not None and not _has_problem(checks):
         checks += check_choices(config)

@@ -22,7 +22,7 @@ from chiplet.api import Check
 from chiplet.cli.doctor.report import fault, ok, warning
 from chiplet.ipc.sockets import MAX_SOCKET_PATH_BYTES
 from chiplet.plugins.autotune.cache import LOCK_NAME, LockedError, locked
-from chiplet.plugins.probe import host_facts
+from chiplet.plugins.host import host_facts
 
 OLDEST_TORCH = Version("2.8")
 LITTLE_DISK_BYTES = 1 << 30

@@ -31,7 +31,7 @@ class Installation:
 
 
 def open_installation(options: DeviceOptions) -> Installation:
-    """Discover, probe and choose.
+    """Discover, probe and choose; who asks tells the plugins the end.
 
     Raises:
         ConfigError: a plugin that was asked for cannot be used.
@@ -50,6 +50,8 @@ def check_plugins(installation: Installation) -> Iterator[Check]:
     for plugin in plugins.loaded:
         interfaces = ", ".join(f"{name} {span}" for name, span in plugin.manifest.api.items())
         detail = f"{plugin.version}, {plugin.manifest.kind}; {interfaces}"
+        for key, meaning in plugin.manifest.options.items():
+            detail += f"; option {key}: {meaning}"
         yield ok(f"{plugin.distribution}/{plugin.name}", detail)
     for name in plugins.blocked:
         yield ok(name, "left out by --plugins or --no-plugin")

@@ -14,6 +14,7 @@ from chiplet.cli.command import Command, Given
 from chiplet.cli.settings import command_option
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError
+from chiplet.plugins import discover
 from chiplet.testing.conformance import snapshot
 from chiplet.testing.conformance.case import Case, Subject
 from chiplet.testing.conformance.report import Report
@@ -52,7 +53,14 @@ def run(given: Given) -> int:
     """Run the kit; 1 if anything failed, was lost or did not run."""
     options = given.options("conformance", ConformanceOptions())
     device = given.options("device", DeviceOptions())
-    subjects = find_subjects(device, options.provider)
+    plugins = discover(device)
+    try:
+        return _hold(find_subjects(device, options.provider, plugins), options)
+    finally:
+        plugins.shut_down()
+
+
+def _hold(subjects: Sequence[Subject], options: ConformanceOptions) -> int:
     done = _run(subjects, options)
     outcomes = done.outcomes
     report = Report(

@@ -42,17 +42,20 @@ def all_cases(*, quick: bool = False) -> list[Case]:
     return [case for case in cases if case.is_quick or not quick]
 
 
-def find_subjects(options: DeviceOptions, provider: str | None = None) -> Sequence[Subject]:
+def find_subjects(
+    options: DeviceOptions, provider: str | None = None, plugins: PluginSet | None = None
+) -> Sequence[Subject]:
     """Who is checked on a device: its platform, its plugins' packages and its providers.
 
     Args:
         options: the device and the plugins, as for a start.
         provider: only the providers of this name.
+        plugins: found for the options already; who found them tells them the end.
 
     Raises:
         ConfigError: no such device, or no such provider.
     """
-    plugins = discover(options)
+    plugins = plugins or discover(options)
     chosen = choose_device(plugins, options)
     chosen.platform.activate()
     candidates = gather_candidates(plugins, chosen.probe, explicit=frozenset())

@@ -1,0 +1,126 @@
+"""Life of a plugin in a process: told its options before its first use, and the end after its last.
+
+Hooks that run here may hang like any other code of a vendor, so each has a thread of its own and a
+time limit. A thread that hangs is left behind; it does not keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from threading import Thread
+
+import platformdirs
+import pluggy
+
+from chiplet.api import HostFacts, PluginContext
+from chiplet.config import did_you_mean
+from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.manifest import Manifest, ManifestError, normalized
+
+logger = logging.getLogger(__name__)
+
+CONFIGURE_LIMIT_S = 10.0
+SHUTDOWN_LIMIT_S = 5.0
+
+
+class Hung(Exception):
+    """A hook has not returned within its time limit."""
+
+
+def read_options(texts: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
+    """Options by normalized distribution and key, from texts like 'acme.memory=2'.
+
+    Raises:
+        ConfigError: a text is written otherwise, or says another value for the same key.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        place, has_value, value = text.partition("=")
+        distribution, _, key = place.rpartition(".")
+        if not (distribution and key and has_value):
+            raise ConfigError(
+                f"plugin-option is '{text}'; allowed: a distribution, a key and a value.",
+                remedy="Write it like 'chiplet-acme.memory=2'.",
+            )
+        other = found.setdefault(normalized(distribution), {}).setdefault(key, value)
+        if other != value:
+            raise ConfigError(
+                f"plugin-option gives {place} twice: '{other}' and '{value}'.",
+                remedy="Give it once.",
+            )
+    return found
+
+
+def make_context(
+    distribution: str, manifest: Manifest, options: Mapping[str, str], host: HostFacts
+) -> PluginContext:
+    """What a plugin is told.
+
+    Raises:
+        PluginError: an option is not declared in its manifest.
+    """
+    for key in options:
+        if key not in manifest.options:
+            known = did_you_mean(key, tuple(manifest.options)) or "Leave it out."
+            raise PluginError(
+                f"Plugin {distribution} has no option '{key}'.",
+                remedy=known if manifest.options else "It takes none: leave it out.",
+            )
+    folder = platformdirs.user_cache_path("chiplet") / "plugins" / normalized(distribution)
+    return PluginContext(options=dict(options), cache_folder=folder, host=host)
+
+
+def configure(hooks: pluggy.HookRelay, context: PluginContext) -> None:
+    """Tell a plugin its options, if it wants to know.
+
+    Raises:
+        ManifestError: its hook raised or hung, with what happened.
+    """
+    if not hooks.configure.get_hookimpls():
+        return
+    try:
+        call_within(CONFIGURE_LIMIT_S, lambda: hooks.configure(context=context))
+    # A plugin may raise anything, SystemExit included.
+    except (Exception, SystemExit) as error:
+        raise ManifestError(_told("configure", error)) from error
+
+
+def shut_down(hooks: pluggy.HookRelay, context: PluginContext, *, distribution: str) -> None:
+    """Tell a plugin that it is used no more; a failure is a line in the log."""
+    if not hooks.shutdown.get_hookimpls():
+        return
+    try:
+        call_within(SHUTDOWN_LIMIT_S, lambda: hooks.shutdown(context=context))
+    except (Exception, SystemExit) as error:
+        logger.warning("Plugin %s: %s.", distribution, _told("shutdown", error))
+
+
+def call_within(time_limit_s: float, function: Callable[[], object]) -> None:
+    """Call a function that may hang, in a thread of its own.
+
+    Raises:
+        Hung: it has not returned in time.
+        BaseException: whatever it raised.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = Thread(target=run, name="plugin hook", daemon=True)
+    thread.start()
+    thread.join(time_limit_s)
+    if thread.is_alive():
+        raise Hung(f"no answer within {time_limit_s:g} s")
+    if raised:
+        raise raised[0]
+
+
+def _told(hook: str, error: BaseException) -> str:
+    if isinstance(error, Hung):
+        return f"hook {hook} gave {error}"
+    return f"hook {hook} raised {type(error).__name__}: {error}"
