@@ -34,6 +34,7 @@ from chiplet.api import (
     ops,
     platform,
     quantization,
+    stored,
 )
 from chiplet.cli.command import ENGINE_GROUPS, Command
 from chiplet.cli.main import COMMANDS, load_command
@@ -54,7 +55,7 @@ INTERFACES: Mapping[str, tuple[ModuleType, ...]] = {
     "linear": (linear,),
     "moe": (moe,),
     "ops": (ops,),
-    "quantization": (quantization,),
+    "quantization": (quantization, stored),
     "communication": (communication,),
     "compilation": (compilation,),
     "models": (models, modeling),
@@ -63,7 +64,7 @@ INTERFACES: Mapping[str, tuple[ModuleType, ...]] = {
 
 HOOKS: Mapping[str, tuple[str, ...]] = {
     "platform": ("probe", "emulated", "platform", "config_proposals", "doctor"),
-    "quantization": ("quantization_formats",),
+    "quantization": ("quantization_formats", "stored_formats"),
 }
 """Hooks of an interface, where they have another name."""
 

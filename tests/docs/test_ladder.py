@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.models.tiny import make_checkpoint, run_engine
 
 from chiplet import SamplingParams
 from chiplet.api import LinearWeights
 from chiplet.config import DeviceOptions, EngineConfig
+from chiplet.errors import ModelError
 from chiplet.formats.quantization.registry import find_format
 from chiplet.plugins import choose_device, discover
 from chiplet.reference.quantization import dequantize
@@ -26,7 +29,7 @@ from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
 from chiplet.worker import explain
 
 LADDER = Path(__file__).parents[2] / "docs" / "plugins"
-STEPS = ("op", "gemm", "attention", "communication", "platform", "quantization", "model")
+STEPS = ("op", "gemm", "attention", "communication", "platform", "quantization", "stored", "model")
 BLOCK = re.compile(r"(?:^`([\w./-]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -149,6 +152,82 @@ def test_the_format_quantizes(page: Page, tmp_path: Path) -> None:
     assert "int8" not in requests["linear/lm_head"]
 
 
+@pytest.mark.parametrize("page", ["stored"], indirect=True)
+def test_the_quantized_checkpoint_is_served(page: Page, tmp_path: Path) -> None:
+    folders = write_nibbles(tmp_path)
+    options: dict[str, object] = {
+        "device": "reference",
+        "plugins": (page.distribution,),
+        "dtype": "float32",
+        "max_total_tokens": 256,
+        "context_length": 64,
+    }
+    # Pinned, since a coding is kept where somebody serves it better than the reference.
+    options["use"] = ("linear=reference",)
+    configs = {
+        kind: EngineConfig.from_options(model=str(folder), **options)
+        for kind, folder in folders.items()
+    }
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    answers = {
+        kind: run_engine(config, [[3, 14, 15, 9, 2]], [params])[0].token_ids
+        for kind, config in configs.items()
+    }
+    assert answers["nibbles"] == answers["plain"]
+    requests = {each.operation: each.request for each in explain(configs["nibbles"]).choices}
+    assert "int4 groups of 16" in requests["linear/qkv_proj"]
+    assert "int4" not in requests["linear/lm_head"]
+    # Without the plugin the checkpoint is refused, with what could be read.
+    with pytest.raises(ModelError, match=r"quantized \(acme-nibbles\); supported: awq"):
+        explain(EngineConfig.from_options(model=str(folders["nibbles"]), device="reference",
+                                          no_plugin=(page.distribution,)))  # fmt: skip
+
+
+def write_nibbles(folder: Path) -> dict[str, Path]:
+    """A tiny checkpoint in the page's format, and a plain one of the same numbers."""
+    folders = {kind: folder / kind for kind in ("plain", "nibbles")}
+    make_checkpoint("llama-bias", folders["plain"])
+    plain = load_file(folders["plain"] / "model.safetensors")
+    stored: dict[str, torch.Tensor] = {}
+    for name, weight in plain.items():
+        if not name.endswith("proj.weight"):
+            stored[name] = weight
+            continue
+        groups = weight.unflatten(1, (-1, 16))
+        steps = (groups.abs().amax(-1) / 7).half()
+        codes = (groups / steps.float()[..., None]).round().clamp(-8, 7)
+        plain[name] = (codes * steps.float()[..., None]).flatten(1)
+        halves = (codes + 8).to(torch.uint8).flatten(1).unflatten(1, (-1, 2))
+        stem = name.removesuffix(".weight")
+        stored[f"{stem}.nibbles"] = (halves[..., 0] << 4) | halves[..., 1]
+        stored[f"{stem}.steps"] = steps
+    facts = json.loads((folders["plain"] / "config.json").read_text())
+    facts["quantization_config"] = {"quant_method": "acme-nibbles", "group": 16}
+    folders["nibbles"].mkdir()
+    (folders["nibbles"] / "config.json").write_text(json.dumps(facts))
+    save_file(plain, folders["plain"] / "model.safetensors")
+    save_file(stored, folders["nibbles"] / "model.safetensors")
+    return folders
+
+
+@pytest.mark.parametrize("page", ["stored"], indirect=True)
+def test_the_test_of_the_page_passes(page: Page) -> None:
+    names: dict[str, Any] = {}
+    exec(page.files["tests/test_nibbles.py"], names)
+    names["test_what_the_numbers_are_worth"]()
+    assert "check_stored_format" in names
+
+
+@pytest.mark.parametrize("page", ["model"], indirect=True)
+def test_the_model_refuses_what_it_does_not_serve(page: Page, tmp_path: Path) -> None:
+    write_parallel_model(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": "gelu"}))
+    options = {"device": "reference", "plugins": (page.distribution,)}
+    with pytest.raises(ModelError, match="gate is 'gelu'; supported: silu"):
+        explain(EngineConfig.from_options(model=str(tmp_path / "model"), **options))
+
+
 @pytest.mark.parametrize("page", ["model"], indirect=True)
 def test_the_model_computes_what_it_says(page: Page, tmp_path: Path) -> None:
     weights = write_parallel_model(tmp_path / "model")
@@ -171,12 +250,11 @@ def test_the_model_computes_what_it_says(page: Page, tmp_path: Path) -> None:
 
 
 VOCAB, HIDDEN, HEADS, MIDDLE, LAYERS, THETA = 32, 16, 2, 24, 2, 10000.0
+BRANCH_SCALE = 0.75
 
 
 def write_parallel_model(folder: Path) -> dict[str, torch.Tensor]:
     """A tiny checkpoint of the page's architecture."""
-    import json
-
     folder.mkdir()
     random = torch.Generator().manual_seed(1)
     shapes = {"embed": (VOCAB, HIDDEN), "head": (VOCAB, HIDDEN), "norm": (HIDDEN,)}
@@ -192,10 +270,11 @@ def write_parallel_model(folder: Path) -> dict[str, torch.Tensor]:
     config = {
         "architectures": ["AcmeParallelForCausalLM"],
         "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
+        "width": HIDDEN,
+        "depth": LAYERS,
+        "heads": HEADS,
+        "branch_scale": BRANCH_SCALE,
         "intermediate_size": MIDDLE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
         "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5,
         "torch_dtype": "float32",
@@ -233,5 +312,6 @@ def parallel_logits(weights: dict[str, torch.Tensor], tokens: list[int]) -> torc
         weight = scores.masked_fill(mask, -np.inf).softmax(-1)
         attended = torch.einsum("hqk,khd->qhd", weight, v).flatten(1) @ get(f"{at}.o").T
         gate, up = (y @ get(f"{at}.{each}").T for each in ("gate", "up"))
-        x = x + attended + (torch.nn.functional.silu(gate) * up) @ get(f"{at}.down").T
+        fed = (torch.nn.functional.silu(gate) * up) @ get(f"{at}.down").T
+        x = x + BRANCH_SCALE * (attended + fed)
     return norm(x, "norm")[-1] @ get("head").T

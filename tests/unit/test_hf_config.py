@@ -124,12 +124,7 @@ def test_what_transformers_saves(tmp_path: Path, kind: type) -> None:
         ({"architectures": None, "model_type": "gemma"}, "'gemma' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "supported: default, linear"),
         ({"hidden_act": "gelu"}, "supported: silu"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantized (fp8, None bits)"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "gptq, 3 bits"),
-        (
-            {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}},
-            "awq, 4 bits, gemv",
-        ),
+        ({"quantization_config": "awq"}, "quantization_config is 'awq'; expected an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"torch_dtype": "float8_e4m3fn"}, "supported: float32, float16, bfloat16"),
         ({"vocab_size": None}, "vocab_size is missing"),
@@ -148,6 +143,31 @@ def test_refusals_say_what_is_supported(
         read_hf_config(_write(tmp_path, **changes))
     assert said in str(caught.value)
     assert "config.json" in str(caught.value)
+
+
+def test_what_another_family_asks_for_is_its_own_business(tmp_path: Path) -> None:
+    own = {
+        "architectures": ["AcmeForCausalLM"],
+        "max_position_embeddings": 64,
+        "hidden_act": "gelu",
+        "rope_scaling": {"rope_type": "yarn", "factor": 4},
+        "partial_rotary_factor": 0.5,
+        "acme_layout": "wide",
+    }
+    config = read_hf_config(_write(tmp_path, **own))
+    assert {name: config.stated[name] for name in own} == own
+    assert config.rope_scaling == RopeScaling()
+    # Core's own families are as strict as ever.
+    own["architectures"] = ["LlamaForCausalLM"]
+    with pytest.raises(ModelError, match="not supported"):
+        read_hf_config(_write(tmp_path, **own))
+
+
+def test_other_names_are_translated(tmp_path: Path) -> None:
+    path = _write(tmp_path, hidden_size=None, n_embd=96, num_attention_heads=4)
+    config = read_hf_config(path, lambda values: {**values, "hidden_size": values["n_embd"]})
+    assert config.hidden_size == 96
+    assert config.stated["n_embd"] == 96
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

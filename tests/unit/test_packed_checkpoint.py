@@ -97,6 +97,25 @@ def test_matrices_become_canonical_tensors(tmp_path: Path, kind: str, facts: dic
     assert torch.equal(read["model.norm.weight"], norm.bfloat16())
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"quant_method": "fp8", "bits": 8}, "quantized (fp8, 8 bits)"),
+        ({"quant_method": "gptq", "bits": 3}, "quantized (gptq, 3 bits)"),
+        ({"quant_method": "awq", "version": "gemv"}, "quantized (awq, 4 bits, gemv)"),
+        ({}, "quantized (of an unknown method, 4 bits)"),
+        ({"quant_method": "awq", "group_size": 0}, "group_size is 0"),
+        ({"quant_method": "awq", "group_size": "128"}, "group_size is '128'"),
+    ],
+)
+def test_what_nobody_reads_is_refused(tmp_path: Path, facts: dict[str, Any], said: str):
+    with pytest.raises(ModelError) as caught:
+        open_checkpoint(write(tmp_path, Matrix().awq(), **facts))
+    assert said in str(caught.value)
+    if "quantized" in said:
+        assert "awq (version gemm) of 4 bits; gptq of 4 bits" in str(caught.value)
+
+
 def test_inputs_in_another_order_are_refused(tmp_path: Path):
     tensors = Matrix().gptq()
     tensors[f"{STEM}.g_idx"] = tensors[f"{STEM}.g_idx"].flip(0).contiguous()
@@ -108,13 +127,12 @@ def test_inputs_in_another_order_are_refused(tmp_path: Path):
 def test_a_matrix_that_lacks_a_part_is_refused(tmp_path: Path):
     tensors = Matrix().awq()
     del tensors[f"{STEM}.scales"]
-    checkpoint = open_checkpoint(write(tmp_path, tensors, quant_method="awq"))
-    with pytest.raises(ModelError, match="lacks scales"):
-        list(checkpoint.tensors(torch.float32))
+    with pytest.raises(ModelError, match=rf"'{STEM}.weight' lacks tensor '{STEM}.scales'"):
+        open_checkpoint(write(tmp_path, tensors, quant_method="awq"))
 
 
 def test_a_config_that_belongs_to_other_weights_is_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match="no tensor is called"):
+    with pytest.raises(ModelError, match="quantized with awq, but none of its tensors"):
         open_checkpoint(write(tmp_path, {"x": torch.ones(2)}, quant_method="awq"))
     folder = write(tmp_path, Matrix().awq(), quant_method="awq", group_size=32)
     with pytest.raises(ModelError, match="do not fit"):

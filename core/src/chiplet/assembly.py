@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,13 +13,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from chiplet.api import CompilationRequest, CompilingPlatform, Dtype, Platform, StepLimits
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.formats.catalogue import resolve_model
-from chiplet.formats.checkpoint import Checkpoint, open_checkpoint
+from chiplet.formats.checkpoint import Checkpoint, Readers, open_checkpoint
 from chiplet.formats.quantization.registry import find_format
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.weights import WeightMap
 from chiplet.models.base import CausalLM
 from chiplet.models.own_mappings import large_tensors_in_own_mappings
-from chiplet.models.registry import find_model
+from chiplet.models.registry import find_model, translated
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
 from chiplet.parallel.group import RankGroup
 from chiplet.parallel.one_program import one_program_topology, ranks_of_one_program
@@ -90,7 +91,7 @@ def assemble(
     plugins, chosen = choice.plugin_set, choice.finish()
     chosen.platform.activate()
     path = resolve_model(config.model.model)
-    checkpoint = open_checkpoint(path, config.model.load_format)
+    checkpoint = open_checkpoint(path, config.model.load_format, plugin_readers(plugins))
     config = resolve(
         apply_proposals(config, plugins, chosen.probe),
         checkpoint.config,
@@ -129,6 +130,11 @@ def assemble(
         model=model,
         sampler=sampler,
     )
+
+
+def plugin_readers(plugins: PluginSet) -> Readers:
+    """What plugins, core's own among them, know of checkpoints."""
+    return Readers(plugins.stored_formats(), partial(translated, plugins.model_entries()))
 
 
 def _layer_context(

@@ -8,7 +8,7 @@ and the table in the docs are generated from it. Field `chunked_prefill_size` is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -412,21 +412,6 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredQuantization:
-    """How a checkpoint says that its matrices are quantized: four bits, in groups of inputs.
-
-    Attributes:
-        method: 'awq' or 'gptq', which differ in how numbers are packed.
-        group_size: inputs in a group; 0 for all inputs in one.
-        zero_offset: what is added to stored zero points.
-    """
-
-    method: str
-    group_size: int
-    zero_offset: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Facts about a checkpoint, the same whichever file format states them.
 
@@ -439,7 +424,10 @@ class ModelConfig:
         sliding_window: a token sees this many tokens, itself included; None sees all.
         eos_token_ids: tokens that end an answer.
         dtype: type the checkpoint was saved in.
-        quantization: how matrices are stored, if not as plain numbers or in GGUF's blocks.
+        quantization: `quantization_config` of config.json as it stands there; a format makes sense
+            of it. Empty if there is none.
+        stated: config.json as it stands, or as the family's `ModelEntry.read_config` gave it: what
+            a family has beyond the fields above is looked up here. Empty for GGUF files.
     """
 
     architecture: str
@@ -462,4 +450,5 @@ class ModelConfig:
     sliding_window: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: Dtype = Dtype.BFLOAT16
-    quantization: StoredQuantization | None = None
+    quantization: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    stated: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)

@@ -27,6 +27,7 @@ from chiplet.api import (
     PluginContext,
     Proposal,
     QuantizationFormat,
+    StoredFormat,
     Topology,
 )
 
@@ -115,6 +116,11 @@ def models() -> Sequence[ModelEntry]:  # pyright: ignore[reportReturnType]
 @hookspec
 def quantization_formats() -> Sequence[QuantizationFormat]:  # pyright: ignore[reportReturnType]
     """Ways to quantize weights while they are loaded, for `--quantization`."""
+
+
+@hookspec
+def stored_formats() -> Sequence[StoredFormat]:  # pyright: ignore[reportReturnType]
+    """Formats of checkpoints whose matrices are quantized already."""
 
 
 @hookspec

@@ -305,7 +305,7 @@ def test_a_raising_provider_hook_is_left_out(folder, caplog):
     selector.linear(LINEAR)
     assert "ouch" in caplog.text
     with pytest.raises(PluginError, match="ouch"):
-        Selector(plugins, chosen, DeviceOptions(plugins=("Chiplet.Ill",)))
+        Selector(discover(DeviceOptions(plugins=("Chiplet.Ill",))), chosen, DeviceOptions())
 
 
 def test_text_and_json(make_selector):

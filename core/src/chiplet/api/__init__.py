@@ -69,6 +69,7 @@ from chiplet.api.quantization import (
     WeightScheme,
 )
 from chiplet.api.reference import Reference
+from chiplet.api.stored import StoredCheckpoint, StoredFormat, StoredMatrix, StoredTensor
 from chiplet.api.verdicts import No, Numerics, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
@@ -151,6 +152,10 @@ __all__ = [
     "StepLimits",
     "StepOutputs",
     "RowSource",
+    "StoredCheckpoint",
+    "StoredFormat",
+    "StoredMatrix",
+    "StoredTensor",
     "Tier",
     "Topology",
     "Verdict",

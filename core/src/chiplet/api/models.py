@@ -15,7 +15,12 @@ class ModelEntry:
         target: 'module:class' of the model, imported when such a checkpoint is loaded. It is made
             as `target(config, context)` from a `chiplet.modeling.ModelConfig` and a
             `LayerContext`, and is a `chiplet.modeling.CausalLM`.
+        read_config: 'module:function' that is given the checkpoint's config.json as a mapping and
+            returns one with the names that core reads ('hidden_size', 'num_hidden_layers' and so
+            on) and whatever else the model wants to find in `ModelConfig.stated`. It raises
+            `ModelError` for what the family does not serve. Empty where the names are those.
     """
 
     architectures: tuple[str, ...]
     target: str
+    read_config: str = ""

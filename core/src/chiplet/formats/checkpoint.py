@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from chiplet.api import LinearWeights, WeightScheme
+from chiplet.api import LinearWeights, StoredCheckpoint, StoredFormat, WeightScheme
 from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.gguf_checkpoint import GgufCheckpoint
 from chiplet.formats.gguf_file import read_gguf
+from chiplet.formats.hf_config import Translate
 from chiplet.formats.model_files import Format, find_model_files, read_model_config
-from chiplet.formats.packed_checkpoint import PackedCheckpoint
+from chiplet.formats.quantization.packed_words import Awq, Gptq
 from chiplet.formats.safetensors_checkpoint import SafetensorsCheckpoint
+from chiplet.formats.stored_checkpoint import QuantizedCheckpoint, find_reader
 
 
 class Checkpoint(Protocol):
@@ -71,12 +74,28 @@ class DummyCheckpoint:
         raise ModelError("A dummy checkpoint has no tensors.", remedy="Make them at random.")
 
 
-def open_checkpoint(path: Path, load_format: str = "auto") -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """What plugins know of checkpoints.
+
+    Attributes:
+        formats: of quantized ones; the last that recognizes a checkpoint reads it.
+        translate: a config.json of theirs with the names that core reads.
+    """
+
+    formats: Sequence[StoredFormat] = (Awq(), Gptq())
+    translate: Translate = lambda values: values
+
+
+def open_checkpoint(
+    path: Path, load_format: str = "auto", readers: Readers = Readers()
+) -> Checkpoint:
     """The checkpoint at a path: a folder, a GGUF file, or a config.json for 'dummy'.
 
     Args:
         path: where the model is.
         load_format: 'auto', 'safetensors', 'gguf' or 'dummy'.
+        readers: what is read beside core's own.
 
     Raises:
         ModelError: it is missing, damaged, refused or not supported.
@@ -84,10 +103,13 @@ def open_checkpoint(path: Path, load_format: str = "auto") -> Checkpoint:
     files = find_model_files(path, load_format)
     if files.format is Format.GGUF:
         return GgufCheckpoint(read_gguf(files.config_path))
-    config = read_model_config(path, load_format)
+    config = read_model_config(path, load_format, readers.translate)
     if files.format is Format.DUMMY:
         return DummyCheckpoint(config)
     plain = SafetensorsCheckpoint(config, files.weight_paths)
-    if config.quantization is None:
+    facts = StoredCheckpoint(quantization=config.quantization, tensors=plain.stored)
+    reader = find_reader(facts, readers.formats, what=str(files.config_path))
+    if reader is None:
+        plain.check_types()
         return plain
-    return PackedCheckpoint(plain, config.quantization)
+    return QuantizedCheckpoint(plain, facts, reader)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from chiplet.config import Dtype, ExpertsConfig, ModelConfig, RopeScaling, StoredQuantization
+from chiplet.config import Dtype, ExpertsConfig, ModelConfig, RopeScaling
 from chiplet.errors import ModelError
 
 _ARCHITECTURES = {
@@ -21,7 +21,6 @@ _ARCHITECTURES = {
 _QK_NORMED = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 _ROPE_KINDS = ("default", "linear", "llama3")
 _ACTIVATIONS = ("silu", "swish")
-_PACKED_METHODS = ("awq", "gptq")
 # What the model type assumes where its config.json is silent.
 _DEFAULT_CONTEXT_LENGTH = {
     "LlamaForCausalLM": 2048,
@@ -33,19 +32,26 @@ _DEFAULT_CONTEXT_LENGTH = {
 _DEFAULT_MISTRAL_WINDOW = 4096
 
 
-def read_hf_config(path: Path) -> ModelConfig:
+Translate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""A config.json with the names that this module reads."""
+
+
+def read_hf_config(path: Path, translate: Translate = lambda values: values) -> ModelConfig:
     """Facts about the model whose config.json this is.
 
-    A generation_config.json beside it names the tokens that end an answer.
+    A generation_config.json beside it names the tokens that end an answer. What the file asks of a
+    family that core does not serve is that family's business.
 
     Raises:
         ModelError: the file is missing or damaged, or asks for something that is not supported.
     """
-    facts = _Facts(path, read_json_object(path))
+    facts = _Facts(path, translate(read_json_object(path)))
     architecture = _architecture(facts)
-    _refuse_unsupported(facts)
+    is_ours = architecture in _ARCHITECTURES.values()
+    if is_ours:
+        _refuse_unsupported(facts)
     hidden_size, num_heads = facts.count("hidden_size"), facts.count("num_attention_heads")
-    rope_theta, rope_scaling = _rope(facts)
+    rope_theta, rope_scaling = _rope(facts, is_ours=is_ours)
     default_context = _DEFAULT_CONTEXT_LENGTH.get(architecture)
     return ModelConfig(
         architecture=architecture,
@@ -68,7 +74,8 @@ def read_hf_config(path: Path) -> ModelConfig:
         sliding_window=_sliding_window(facts, architecture),
         eos_token_ids=_eos_token_ids(facts),
         dtype=_dtype(facts),
-        quantization=_quantization(facts),
+        quantization=facts.table("quantization_config").values,
+        stated=facts.values,
     )
 
 
@@ -159,30 +166,6 @@ def _architecture(facts: _Facts) -> str:
     )
 
 
-def _quantization(facts: _Facts) -> StoredQuantization | None:
-    """How the checkpoint's matrices are quantized."""
-    if facts.values.get("quantization_config") is None:
-        return None
-    table = facts.table("quantization_config")
-    method, bits = table.values.get("quant_method", "unknown"), table.values.get("bits")
-    version = str(table.values.get("version") or "gemm").lower()
-    if method not in _PACKED_METHODS or bits != 4 or (method == "awq" and version != "gemm"):
-        what = f"{method}, {bits} bits" + (f", {version}" if method == "awq" else "")
-        raise ModelError(
-            f"{facts.path}: the checkpoint is quantized ({what}); supported: awq (version gemm) "
-            "and gptq of 4 bits, and plain float32, float16 and bfloat16 weights.",
-            remedy="Take the original checkpoint, or a GGUF file of the model.",
-        )
-    size = table.values.get("group_size", 128)
-    if not isinstance(size, int) or size < -1 or size == 0:
-        raise ModelError(
-            f"{facts.path}: group_size is {size!r}; expected a positive integer, or -1 for all.",
-            remedy="Check that the file belongs to this model and is complete.",
-        )
-    is_old = method == "gptq" and table.values.get("checkpoint_format", "gptq") != "gptq_v2"
-    return StoredQuantization(method=method, group_size=max(size, 0), zero_offset=int(is_old))
-
-
 def _refuse_unsupported(facts: _Facts) -> None:
     """Says no to what would silently change the model's answers."""
     activation = facts.values.get("hidden_act") or "silu"
@@ -198,19 +181,21 @@ def _refuse_unsupported(facts: _Facts) -> None:
         )
 
 
-def _rope(facts: _Facts) -> tuple[float, RopeScaling]:
+def _rope(facts: _Facts, *, is_ours: bool) -> tuple[float, RopeScaling]:
     """Base and scaling; `rope_parameters` is the newer spelling of both together."""
     newer = facts.table("rope_parameters")
     table = newer if newer.values else facts.table("rope_scaling")
     theta = newer.number("rope_theta", facts.number("rope_theta", 10000.0))
     kind = table.values.get("rope_type") or table.values.get("type") or "default"
+    if kind not in _ROPE_KINDS and not is_ours:
+        return theta, RopeScaling()
     if kind not in _ROPE_KINDS:
         raise ModelError(
             f"{facts.path}: rope type {kind!r} is not supported; supported: "
             f"{', '.join(_ROPE_KINDS)}.",
             remedy="Choose a model of a supported family.",
         )
-    if table.number("partial_rotary_factor", 1.0) != 1.0:
+    if is_ours and table.number("partial_rotary_factor", 1.0) != 1.0:
         raise ModelError(f"{facts.path}: partial_rotary_factor other than 1 is not supported.")
     if kind == "default":
         return theta, RopeScaling()

@@ -11,7 +11,7 @@ from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.gguf_config import read_gguf_config
 from chiplet.formats.gguf_file import is_gguf, read_gguf
-from chiplet.formats.hf_config import read_hf_config, read_json_object
+from chiplet.formats.hf_config import Translate, read_hf_config, read_json_object
 
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -75,7 +75,9 @@ def find_model_files(path: Path, load_format: str = "auto") -> ModelFiles:
     return ModelFiles(Format.SAFETENSORS, _find_config(path), _find_safetensors(path))
 
 
-def read_model_config(path: Path, load_format: str = "auto") -> ModelConfig:
+def read_model_config(
+    path: Path, load_format: str = "auto", translate: Translate = lambda values: values
+) -> ModelConfig:
     """Facts about the model at a path, without reading its tensors.
 
     Raises:
@@ -84,7 +86,7 @@ def read_model_config(path: Path, load_format: str = "auto") -> ModelConfig:
     files = find_model_files(path, load_format)
     if is_gguf(files.config_path):
         return read_gguf_config(read_gguf(files.config_path))
-    return read_hf_config(files.config_path)
+    return read_hf_config(files.config_path, translate)
 
 
 def find_gguf(path: Path, *, is_wanted: bool = False) -> Path | None:

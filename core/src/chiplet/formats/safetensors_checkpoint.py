@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from chiplet.api import WeightScheme
+from chiplet.api import StoredTensor, WeightScheme
 from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.tensor_reading import fill_in_pieces, read_bytes_into
@@ -31,7 +31,11 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
+_STORED_ONLY = ("F8_E4M3", "F8_E5M2")
+"""Types whose numbers mean little without the scales that some format knows of."""
 _LENGTH_BYTES = 8
 # The format's own limit; a larger number is noise.
 _MAX_HEADER_BYTES = 100_000_000
@@ -64,9 +68,24 @@ class SafetensorsCheckpoint:
         self._files = tuple((path, _read_header(path)) for path in paths)
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of each tensor, by name."""
-        return {entry.name: entry.shape for _, entries in self._files for entry in entries}
+    def stored(self) -> Mapping[str, StoredTensor]:
+        """Shape and type of each tensor, by name."""
+        return {
+            entry.name: StoredTensor(entry.shape, entry.dtype_name)
+            for _, entries in self._files
+            for entry in entries
+        }
+
+    def check_types(self, is_known: Callable[[str], bool] = lambda _: False) -> None:
+        """Refuse tensors that cannot be read as plain numbers, but for names that are known.
+
+        Raises:
+            ModelError: there is one.
+        """
+        for path, entries in self._files:
+            for entry in entries:
+                if entry.dtype_name in _STORED_ONLY and not is_known(entry.name):
+                    raise _unknown_type(path, entry)
 
     def tensors(
         self, dtype: torch.dtype, *, as_stored: Callable[[str], bool] = lambda _: False
@@ -112,16 +131,21 @@ def _entry(name: str, described: dict[str, Any], start: int) -> _Entry:
 def _check_entry(path: Path, entry: _Entry, size: int) -> None:
     dtype = _DTYPES.get(entry.dtype_name)
     if dtype is None:
-        raise ModelError(
-            f"{path}: tensor {entry.name} is of type {entry.dtype_name}; supported: "
-            f"{', '.join(_DTYPES)}.",
-            remedy="Take the original checkpoint, not a quantized one.",
-        )
+        raise _unknown_type(path, entry)
     expected = math.prod(entry.shape) * dtype.itemsize
     if entry.end_bytes - entry.begin_bytes != expected or min(entry.shape, default=0) < 0:
         raise _damaged(path, f"tensor {entry.name} of shape {entry.shape} does not fit its bytes")
     if entry.end_bytes > size:
         raise _damaged(path, f"tensor {entry.name} reaches beyond the end of the file")
+
+
+def _unknown_type(path: Path, entry: _Entry) -> ModelError:
+    known = (each for each in _DTYPES if each not in _STORED_ONLY)
+    return ModelError(
+        f"{path}: tensor {entry.name} is of type {entry.dtype_name}; supported: "
+        f"{', '.join(known)}.",
+        remedy="Take the original checkpoint, or a plugin that reads this quantized one.",
+    )
 
 
 def _damaged(path: Path, why: str) -> ModelError:

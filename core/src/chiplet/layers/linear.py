@@ -10,7 +10,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from chiplet.api import LinearRequest, LinearWeights, Packed, RowSource, WeightScheme
+from chiplet.api import (
+    Activations,
+    Granularity,
+    LinearRequest,
+    LinearWeights,
+    Packed,
+    RowSource,
+    WeightScheme,
+)
 from chiplet.layers.context import LayerContext
 from chiplet.layers.raw_weights import RawWeights
 from chiplet.layers.weights import Shape, Weight, WeightTarget
@@ -171,7 +179,8 @@ def _products(
         part: _scheme(context, replace(request, out_features=width), part)
         for part, width in widths.items()
     }
-    for scheme, group in groupby(widths, key=schemes.__getitem__):
+    keys = {part: (each, part if _stands_alone(each) else "") for part, each in schemes.items()}
+    for (scheme, _), group in groupby(widths, key=keys.__getitem__):
         parts = {part: widths[part] for part in group}
         asked = replace(
             request,
@@ -180,6 +189,14 @@ def _products(
             gives_rows=context.gives_rows and scheme is not None,
         )
         yield _Product(context, asked, parts)
+
+
+def _stands_alone(scheme: WeightScheme | None) -> bool:
+    """Whether a part in the scheme cannot be stacked on others: one number is of the whole part."""
+    if scheme is None:
+        return False
+    of_all = scheme.granularity in (Granularity.TENSOR, Granularity.BLOCK)
+    return of_all or scheme.activations is Activations.STATIC
 
 
 def _scheme(context: LayerContext, request: LinearRequest, part: str) -> WeightScheme | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 from chiplet.api import ModelEntry
 from chiplet.config import ModelConfig
@@ -21,9 +22,9 @@ def find_model(entries: Sequence[ModelEntry], architecture: str) -> ModelFactory
         ModelError: no entry names it.
         PluginError: the entry's target cannot be imported.
     """
-    for entry in reversed(entries):
-        if architecture in entry.architectures:
-            return _load(entry)
+    entry = _find(entries, architecture)
+    if entry is not None:
+        return _load(entry.target)
     served = sorted(name for entry in entries for name in entry.architectures)
     raise ModelError(
         f"Architecture '{architecture}' is not served; served: {', '.join(served)}.",
@@ -31,12 +32,42 @@ def find_model(entries: Sequence[ModelEntry], architecture: str) -> ModelFactory
     )
 
 
-def _load(entry: ModelEntry) -> ModelFactory:
-    module_name, _, class_name = entry.target.partition(":")
+def translated(entries: Sequence[ModelEntry], stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json with the names that core reads: as the entry of its architecture gives it.
+
+    Raises:
+        ModelError: the entry refuses the config, or fails at it.
+        PluginError: the entry's function cannot be imported.
+    """
+    named = stated.get("architectures") or [None]
+    entry = _find(entries, named[0] if isinstance(named, list) else named)
+    if entry is None or not entry.read_config:
+        return stated
+    read = _load(entry.read_config)
     try:
-        return getattr(import_module(module_name), class_name)
+        return dict(read(stated))
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"'{entry.read_config}' cannot read the checkpoint's config.json: "
+            f"{type(error).__name__}: {error}.",
+            remedy="Check that the checkpoint is complete, or update the plugin that serves it.",
+        ) from error
+
+
+def _find(entries: Sequence[ModelEntry], architecture: object) -> ModelEntry | None:
+    """The last entry that names an architecture."""
+    named = (each for each in reversed(entries) if architecture in each.architectures)
+    return next(named, None)
+
+
+def _load(target: str) -> Any:
+    module_name, _, name = target.partition(":")
+    try:
+        return getattr(import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise PluginError(
-            f"Model target '{entry.target}' cannot be imported: {error}.",
+            f"Model target '{target}' cannot be imported: {error}.",
             remedy="Mend or remove the plugin that names it.",
         ) from error

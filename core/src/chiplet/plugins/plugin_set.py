@@ -16,6 +16,7 @@ from chiplet.api import (
     ModelEntry,
     PluginContext,
     QuantizationFormat,
+    StoredFormat,
 )
 from chiplet.errors import PluginError
 from chiplet.plugins.lifecycle import shut_down
@@ -155,6 +156,10 @@ class PluginSet:
     def quantization_formats(self) -> tuple[QuantizationFormat, ...]:
         """Quantization formats of all plugins; core's own first."""
         return tuple(each for _, each in self.offers("quantization_formats"))
+
+    def stored_formats(self) -> tuple[StoredFormat, ...]:
+        """Formats of quantized checkpoints of all plugins; core's own first."""
+        return tuple(each for _, each in self.offers("stored_formats"))
 
     def offers(
         self, hook: str, kind: type[OfferT] | None = None, **arguments: object

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chiplet.api import Check, MemoryInfo
+from chiplet.assembly import plugin_readers
 from chiplet.cli.doctor.installation import Installation
 from chiplet.cli.doctor.report import fault, ok, problem, warning
 from chiplet.config import EngineConfig
@@ -42,7 +43,8 @@ def check_model(config: EngineConfig, installation: Installation) -> Iterator[Ch
 
 def _checkpoint(config: EngineConfig, installation: Installation, path: Path) -> Check:
     try:
-        facts = open_checkpoint(path, config.model.load_format).config
+        readers = plugin_readers(installation.plugins)
+        facts = open_checkpoint(path, config.model.load_format, readers).config
         find_model(installation.plugins.model_entries(), facts.architecture)
     except ConfigError as error:
         return problem("model", error)

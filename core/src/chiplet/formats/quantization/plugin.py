@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chiplet.api import QuantizationFormat, hookimpl
+from chiplet.api import QuantizationFormat, StoredFormat, hookimpl
 
 
 @hookimpl
@@ -15,3 +15,11 @@ def quantization_formats() -> Sequence[QuantizationFormat]:
     from chiplet.formats.quantization.int8 import Int8Channels  # noqa: PLC0415
 
     return [Int8Channels(), Fp8Channels(), Int4Groups()]
+
+
+@hookimpl
+def stored_formats() -> Sequence[StoredFormat]:
+    """Four bits in words, as two tools write them."""
+    from chiplet.formats.quantization.packed_words import Awq, Gptq  # noqa: PLC0415
+
+    return [Awq(), Gptq()]
