@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -23,6 +21,7 @@ from chiplet.worker import explain
 from tests.examples.conftest import EXAMPLES
 from tests.models.test_overlap import KINDS_OF_SAMPLING
 from tests.models.tiny import VOCAB_SIZE, make_checkpoint, run_engine
+from tests.server.server_process import watched
 
 PROJECT = EXAMPLES / "chiplet-fake"
 FAULTS = "CHIPLET_FAKE_FAULTS"
@@ -153,24 +152,14 @@ def test_the_demo_model_is_served(fake_site: Path) -> None:
         [sys.executable, "-m", "chiplet.cli", "serve", "smollm2-135m", *words],
         env=os.environ | {"PYTHONPATH": str(fake_site)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    try:
-        assert process.stdout is not None
-        url = next(
-            found.group()
-            for line in process.stdout
-            if (found := re.search(r"http://[\d.:]+", line))
+    with watched(process) as server:
+        answer = server.openai.completions.create(
+            model="smollm2-135m", prompt="The capital of France is", max_tokens=3, temperature=0
         )
-        body = {"model": "smollm2-135m", "prompt": "The capital of France is", "max_tokens": 3}
-        with httpx.Client(transport=httpx.HTTPTransport(retries=3), timeout=120) as client:
-            while client.get(f"{url}/readyz").status_code != 200:
-                assert process.poll() is None
-            answer = client.post(f"{url}/v1/completions", json=body | {"temperature": 0})
-        assert answer.json()["choices"][0]["text"].startswith(" Paris")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        assert answer.choices[0].text.startswith(" Paris")
 
 
 @pytest.mark.usefixtures("fake")

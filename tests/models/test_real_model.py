@@ -143,7 +143,7 @@ held = {
     id(each) if each.is_mkldnn else each.data_ptr(): each.numel() * each.element_size()
     for each in reachable_tensors(parts.model)
 }
-print((peak_bytes() - before) / stays, stays, sum(held.values()))
+print(peak_bytes() - before, stays, sum(held.values()))
 """
 
 
@@ -151,9 +151,10 @@ print((peak_bytes() - before) / stays, stays, sum(held.values()))
 def test_loading_takes_little_more_memory_than_the_file(dtype: str) -> None:
     command = [sys.executable, "-c", MEASURE_LOADING, dtype]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    peak_ratio, stays_bytes, held_bytes = map(float, printed.split())
+    peak_bytes, stays_bytes, held_bytes = map(int, printed.split())
     # 98.4 MB, of which 1.8 are header and vocabulary; rotary angles of 8,192 positions, 2.1 MB.
     assert held_bytes < 1.02 * 98.4e6
     assert stays_bytes < 1.2 * 98.4e6
-    # At its largest, the head is there in both forms: 31 MB.
-    assert 0.99 < peak_ratio < 1.4
+    # At its largest, the head is there in both forms: 31 MB. What stays is no measure of the peak:
+    # the system may have taken back pages of libraries meanwhile.
+    assert 0.8 * held_bytes < peak_bytes < 1.4 * held_bytes

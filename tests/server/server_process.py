@@ -29,7 +29,7 @@ from chiplet.config import (
 from tests.server.fake_server import Settings
 
 ROOT = Path(__file__).parents[2]
-START_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -69,9 +69,9 @@ class ServerProcess:
         self.process = process
         self.url = url
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=20)
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=60)
         self.openai = openai.OpenAI(
-            base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0, timeout=20
+            base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0, timeout=60
         )
 
     def child(self, name: str) -> psutil.Process:
