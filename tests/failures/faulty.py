@@ -22,6 +22,7 @@ platform = ">=0.1,<0.2"
 """
 
 PROVIDER = """
+import ctypes
 from pathlib import Path
 from chiplet.api import *
 
@@ -29,6 +30,9 @@ ORDERS = Path({orders!r})
 
 def obey(part):
     if (ORDERS / part).exists():
+        if (ORDERS / "segfault").exists():
+            (ORDERS / "segfault").unlink()
+            ctypes.string_at(0)
         raise (MemoryError if (ORDERS / "memory").exists() else RuntimeError)(part + " was told")
 
 class Layout:
@@ -141,7 +145,10 @@ class Faulty:
         self._install("brittle", PLATFORM, PLATFORM_MANIFEST)
 
     def order(self, *parts: str) -> None:
-        """Fail from now on: attention, linear, ops or the device; with 'memory', in another way."""
+        """Fail from now on: attention, linear, ops or the device.
+
+        With 'memory' an allocation fails; with 'segfault' the process dies, once.
+        """
         for part in parts:
             (self._orders / part).touch()
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,12 +19,12 @@ from tests.server.server_process import ServerProcess, eventually, watched, writ
 CONFIG = SHAPE | {"vocab_size": 259, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
-    return Faulty(tmp_path_factory.mktemp("plugins"))
+@pytest.fixture
+def plugins(tmp_path: Path) -> Faulty:
+    return Faulty(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server(plugins: Faulty, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server on a brittle device, with a faulty provider."""
     folder = tmp_path_factory.mktemp("model")
@@ -92,3 +93,45 @@ def test_the_server_lives_through_an_exception_and_a_broken_device(
     assert "the device is lost" in health(server)["events"][-1]
     assert provider(server, "ops/rms_norm") == "reference"
     assert ask(server) == (200, text)
+
+
+def test_the_server_lives_through_a_segfault_and_faults_that_come_late(
+    server: ServerProcess, plugins: Faulty
+) -> None:
+    status, text = ask(server)
+    assert status == 200
+
+    plugins.order("linear", "segfault")
+    assert ask(server)[0] == 503
+    await_restart(server, 1)
+    plugins.forgive()
+    event = health(server)["events"][-1]
+    assert "signal SIGSEGV" in event
+    assert "stack shows linear/" in event
+    roles = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head")
+    linear = {f"linear/{role}=faulty" for role in roles}
+    assert set(health(server)["denied"]) == linear, "what one source serves is denied together"
+    assert provider(server, "linear/o_proj") == "reference"
+    assert provider(server, "attention/global") == provider(server, "ops/rms_norm") == "faulty"
+    assert ask(server) == (200, text)
+
+    plugins.order("device")
+    assert ask(server)[0] in (500, 503)
+    await_restart(server, 2)
+    assert "the device is lost" in health(server)["events"][-1]
+    assert "nobody is suspected for once" in health(server)["events"][-1]
+    assert set(health(server)["denied"]) == linear
+
+    plugins.order("device")
+    assert ask(server)[0] in (500, 503)
+    await_restart(server, 3)
+    assert "attention/global=faulty is suspected" in health(server)["events"][-1]
+    assert set(health(server)["denied"]) == {*linear, "attention/global=faulty"}
+    assert provider(server, "ops/rms_norm") == "faulty"
+    assert server.http.get("/debug/plan").json()["device"] == "brittle:0", "the device stays"
+    assert ask(server) == (200, text)
+
+
+def await_restart(server: ServerProcess, number: int) -> None:
+    assert eventually(lambda: health(server)["restarts"] == number)
+    assert eventually(server.is_ready, limit_s=60)

@@ -181,7 +181,9 @@ def test_children_do_not_outlive_a_killed_server(model_folder: Path) -> None:
 def test_sockets_are_for_their_owner_alone(server: ServerProcess) -> None:
     (folder,) = server.socket_folders()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    sockets = sorted(folder.iterdir())
+    *sockets, stack = sorted(folder.iterdir())
+    assert stack.name == "stack.txt"
+    assert stat.S_IMODE(stack.stat().st_mode) == 0o600
     assert [each.name for each in sockets] == ["detokenizer.sock", "engine.sock", "server.sock"]
     for each in sockets:
         assert stat.S_ISSOCK(each.stat().st_mode)

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from chiplet.crash import InUse
 from chiplet.errors import EngineError
 from chiplet.request import Request, RequestOutput
 from chiplet.scheduler.scheduler import Scheduler
@@ -30,11 +31,13 @@ class Mended:
         runner: takes the next steps, on the same pages and slots.
         message: for people: what failed and is done without.
         plan: who serves each operation from now on, ready for JSON.
+        in_use: whom another start may do without.
     """
 
     runner: Runner
     message: str
     plan: dict[str, Any]
+    in_use: tuple[InUse, ...] = ()
 
 
 class Recovery(Protocol):

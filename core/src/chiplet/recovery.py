@@ -19,7 +19,7 @@ from chiplet.assembly import Assembly, make_runner, remake
 from chiplet.engine import Mended
 from chiplet.errors import ConfigError, EngineError
 from chiplet.layers.attention import PagedAttention
-from chiplet.plugins.blame import blame
+from chiplet.plugins.blame import blame, dispensable
 from chiplet.plugins.selection import Bound
 from chiplet.runner.kv_pool import KvPool, convert
 from chiplet.runner.runner import ModelRunner
@@ -86,7 +86,9 @@ class Recovery:
             ) from error
         message = f"{what} {reason}; it is not used any more."
         _log.warning("%s", message)
-        return Mended(self._runner, message, self._parts.selector.plan().to_json())
+        selector = self._parts.selector
+        plan = selector.plan().to_json()
+        return Mended(self._runner, message, plan, dispensable(selector.bound))
 
     def _rebuild(self) -> None:
         """A new model and runner on the same pages and tables."""

@@ -9,11 +9,13 @@ from typing import Any
 from chiplet.api import Dtype
 from chiplet.assembly import Assembly, assemble, load, make_runner, make_tables
 from chiplet.config import EngineConfig, ModelConfig
+from chiplet.crash import InUse
 from chiplet.engine import Engine
 from chiplet.errors import ConfigError
 from chiplet.formats.quantization.registry import NONE
 from chiplet.memory.kv_manager import KvManager
 from chiplet.plugins import DeviceChoice, SelectionPlan, begin_choice, discover
+from chiplet.plugins.blame import dispensable
 from chiplet.recovery import Recovery
 from chiplet.request import RequestLimits
 from chiplet.runner.kv_pool import page_bytes
@@ -33,6 +35,7 @@ class EngineFacts:
         limits: what requests it can take.
         banner: lines for people: device, plugins, warnings.
         plan: the selection plan, ready for JSON.
+        in_use: whom another start may do without.
     """
 
     model_name: str
@@ -41,6 +44,7 @@ class EngineFacts:
     limits: RequestLimits
     banner: tuple[str, ...]
     plan: dict[str, Any]
+    in_use: tuple[InUse, ...] = ()
 
 
 def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Engine, EngineFacts]:
@@ -179,4 +183,5 @@ def _facts(parts: Assembly, num_pages: int) -> EngineFacts:
         ),
         banner=banner,
         plan=plan.to_json(),
+        in_use=dispensable(parts.selector.bound),
     )

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from chiplet.config import EngineConfig
+from chiplet.crash import InUse
 from chiplet.request import FinishReason, RequestLimits, RequestOutput, TokenIds
 from chiplet.sampling_params import SamplingParams
 from chiplet.scheduler.stats import SchedulerStats
@@ -130,6 +131,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
         limits: what requests it can take.
         banner: lines for the person who started the server.
         plan: who serves each operation, for `/debug/plan`.
+        in_use: whom a restarted engine may do without.
     """
 
     model_name: str
@@ -138,6 +140,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
     limits: RequestLimits
     banner: tuple[str, ...]
     plan: dict[str, Any]
+    in_use: tuple[InUse, ...] = ()
 
 
 class DetokenizerReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -170,10 +173,12 @@ class Recovered(msgspec.Struct, frozen=True, tag=True, array_like=True):
     Attributes:
         text: for people: what failed and is done without.
         plan: who serves each operation from now on, for `/debug/plan`.
+        in_use: whom a restarted engine may do without from now on.
     """
 
     text: str
     plan: dict[str, Any]
+    in_use: tuple[InUse, ...] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -181,11 +186,14 @@ class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     Attributes:
         deny: what to do without when it is started again, as `--deny` takes it.
+        is_crash: a process or its device broke down while it worked; who denies nobody does not
+            know whose fault it was.
     """
 
     message: str
     remedy: str = ""
     deny: tuple[str, ...] = ()
+    is_crash: bool = False
 
 
 ToEngine = AddRequest | Abort

@@ -8,6 +8,7 @@ from traceback import walk_tb
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
+from chiplet.crash import InUse, Span
 from chiplet.plugins.selection import Bound
 
 
@@ -23,6 +24,39 @@ def blame(error: BaseException, bound: Sequence[Bound]) -> Bound | None:
             if _is_of(frame, each.impl):
                 return each
     return None
+
+
+def dispensable(bound: Sequence[Bound]) -> tuple[InUse, ...]:
+    """What another start may do without: implementations in use, neither core's nor pinned.
+
+    One implementation may serve several requests of an operation; it is listed once.
+    """
+    found: dict[str, InUse] = {}
+    for each in bound:
+        candidate = each.seat.candidate
+        if each.is_pinned or candidate.plugin.is_core:
+            continue
+        denial = f"{each.operation}={candidate.name}"
+        before = found[denial].spans if denial in found else ()
+        found[denial] = InUse(
+            denial=denial,
+            family=each.operation.partition("/")[0],
+            distribution=candidate.plugin.distribution,
+            spans=tuple(dict.fromkeys((*before, *_spans(each.impl)))),
+        )
+    return tuple(found.values())
+
+
+def _spans(impl: Any) -> Iterator[Span]:
+    """Where an implementation's code is written: its function, or the methods of its class."""
+    owner = impl.__self__ if isinstance(impl, MethodType) else impl
+    codes = [*_codes(owner)]
+    if not codes:
+        members = [vars(each).values() for each in type(owner).__mro__ if each is not object]
+        codes = [code for each in members for member in each for code in _codes(member)]
+    for code in codes:
+        lines = [line for *_, line in code.co_lines() if line is not None]
+        yield code.co_filename, code.co_firstlineno, max(lines, default=code.co_firstlineno)
 
 
 def _is_of(frame: FrameType, impl: Any) -> bool:

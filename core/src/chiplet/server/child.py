@@ -19,6 +19,9 @@ ENGINE_SOCKET = "engine.sock"
 SERVER_SOCKET = "server.sock"
 """Names of the sockets in a generation's folder, after who receives there."""
 
+STACK_FILE = "stack.txt"
+"""In the same folder: where the engine's stack is written if a signal ends it."""
+
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STDIN = 0
 _READ_BYTES = 1 << 16
@@ -55,7 +58,7 @@ def explain_failure(error: Exception) -> Failed:
     if isinstance(error, ConfigError):
         return Failed(error.problem, error.remedy)
     if isinstance(error, EngineError):
-        return Failed(str(error), deny=error.deny)
+        return Failed(str(error), deny=error.deny, is_crash=True)
     if isinstance(error, ChipletError):
         return Failed(str(error))
     logging.getLogger(__name__).debug("What ended this process:", exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import random
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chiplet.config import EngineConfig
+from chiplet.crash import InUse
 from chiplet.errors import QueueFull, RequestError
 from chiplet.ipc.messages import (
     Abort,
@@ -31,6 +33,7 @@ from chiplet.server.child import (
     DETOKENIZER_SOCKET,
     ENGINE_SOCKET,
     SERVER_SOCKET,
+    STACK_FILE,
     begin_child,
     explain_failure,
 )
@@ -52,6 +55,11 @@ class News(Protocol):
     @property
     def plan(self) -> dict[str, Any]:
         """Who serves each operation from now on."""
+        ...
+
+    @property
+    def in_use(self) -> tuple[InUse, ...]:
+        """Whom another start may do without."""
         ...
 
 
@@ -119,16 +127,22 @@ class EngineSockets:
 def run_engine(start: StartEngine) -> int:
     """Be the engine process; returns its exit code, and only if the engine fails."""
     settings = begin_child()
-    sockets = EngineSockets.open(Path(settings.directory))
-    try:
-        engine, ready = start(settings.config)
-        sockets.server.send(ready)
-        seeds = random.Random(settings.config.schedule.random_seed)
-        EngineLoop(engine, sockets, ready.limits, seeds).run()
-    except Exception as error:
-        sockets.server.send(explain_failure(error))
-    finally:
-        sockets.close()
+    directory = Path(settings.directory)
+    sockets = EngineSockets.open(directory)
+    stack_path = directory / STACK_FILE
+    stack_path.touch(mode=0o600)
+    with stack_path.open("wb") as stack:
+        faulthandler.enable(stack)
+        try:
+            engine, ready = start(settings.config)
+            sockets.server.send(ready)
+            seeds = random.Random(settings.config.schedule.random_seed)
+            EngineLoop(engine, sockets, ready.limits, seeds).run()
+        except Exception as error:
+            sockets.server.send(explain_failure(error))
+        finally:
+            sockets.close()
+            faulthandler.disable()
     return 1
 
 
@@ -159,7 +173,7 @@ class EngineLoop:
                 self._take(message)
             outputs = self.engine.step() if self.engine.has_work else []
             for each in self.engine.take_news():
-                self.sockets.server.send(Recovered(each.message, each.plan))
+                self.sockets.server.send(Recovered(each.message, each.plan, each.in_use))
             # Statistics go first: whoever has seen an answer's end finds it counted.
             self._send_stats()
             self._send_tokens(outputs)

@@ -36,6 +36,7 @@ def start_engine(at_end: ExitStack, config: EngineConfig) -> tuple[ServedEngine,
         limits=facts.limits,
         banner=facts.banner,
         plan=facts.plan,
+        in_use=facts.in_use,
     )
     return engine, ready
 

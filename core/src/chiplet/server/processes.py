@@ -16,14 +16,17 @@ import msgspec
 
 from chiplet.config import EngineConfig
 from chiplet.errors import ConfigError
-from chiplet.ipc.messages import ChildSettings, ToServer
+from chiplet.ipc.messages import ChildSettings, Failed, ToServer
 from chiplet.ipc.sockets import MAX_SOCKET_PATH_BYTES, AsyncInbox, Outbox
-from chiplet.server.child import DETOKENIZER_SOCKET, ENGINE_SOCKET, SERVER_SOCKET
+from chiplet.server.child import DETOKENIZER_SOCKET, ENGINE_SOCKET, SERVER_SOCKET, STACK_FILE
 
 STOP_LIMIT_S = 3.0
 """How long a child that was told to end may take before it is killed."""
 
 _WATCH_INTERVAL_S = 0.05
+
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+"""Signals that a process brings on itself; any other comes from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,22 @@ class Generation:
             "detokenizer": _spawn(commands.detokenizer, settings),
         }
 
-    async def wait_death(self) -> str:
+    async def wait_death(self) -> Failed:
         """How the first child to die died, as soon as one has."""
         while True:
             for name, child in self._children.items():
                 code = child.poll()
                 if code is not None:
-                    return f"The {name} process ended with {_describe(code)}."
+                    text = f"The {name} process ended with {_describe(code)}."
+                    return Failed(text, is_crash=name == "engine" and -code in _CRASHES)
             await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    def last_stack(self) -> str:
+        """The stack that the engine left if a signal ended it; empty otherwise."""
+        try:
+            return (self._directory / STACK_FILE).read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
 
     def stop(self) -> None:
         """End both children, close the sockets and remove their folder; may be repeated."""

@@ -8,6 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
+from chiplet.crash import place_of
 from chiplet.errors import ConfigError, EngineError, EngineRestarted
 from chiplet.ipc.messages import (
     DetokenizerReady,
@@ -22,6 +25,7 @@ from chiplet.server.engine_client import EngineClient, EngineLink
 from chiplet.server.health import EngineStatus, Health, wait_silence
 from chiplet.server.metrics import Metrics
 from chiplet.server.processes import Generation
+from chiplet.server.suspicion import Suspicion
 
 MAX_DEATHS = 5
 DEATHS_WINDOW_S = 60.0
@@ -60,6 +64,7 @@ class Supervisor:
         self._start = start
         self._on_ready = on_ready
         self._was_ready = False
+        self._suspicion = Suspicion()
         self._deaths_s: deque[float] = deque(maxlen=MAX_DEATHS)
 
     async def run(self, generation: Generation) -> None:
@@ -72,6 +77,7 @@ class Supervisor:
         while True:
             try:
                 failure = await self._follow(generation)
+                failure = self._explained(failure, generation)
             finally:
                 generation.stop()
             self._give_up_if_hopeless(failure)
@@ -92,7 +98,7 @@ class Supervisor:
                 await asyncio.wait({receiving}, timeout=LAST_WORDS_S)
             if receiving.done():
                 return receiving.result()
-            return Failed(dying.result() if dying.done() else hanging.result())
+            return dying.result() if dying.done() else Failed(hanging.result())
         finally:
             for task in watching:
                 task.cancel()
@@ -114,8 +120,9 @@ class Supervisor:
                     self._metrics.engine.update(values)
                 case Refused():
                     self._client.take_refusal(message)
-                case Recovered(text=text, plan=plan):
+                case Recovered(text=text, plan=plan, in_use=in_use):
                     self._client.take_plan(plan)
+                    self._suspicion.know(in_use, str(plan.get("platform")))
                     self._metrics.demotions.inc()
                     self._health.note_event(text)
                 case Failed():
@@ -129,12 +136,26 @@ class Supervisor:
 
     def _connect(self, generation: Generation, engine: EngineReady) -> None:
         self._client.connect(EngineLink(generation.engine, engine))
+        self._suspicion.know(engine.in_use, str(engine.plan.get("platform")))
         self._health.status = EngineStatus.OK
         if self._was_ready:
             logger.warning("The engine is ready again.")
             return
         self._was_ready = True
         self._on_ready(engine)
+
+    def _explained(self, failure: Failed, generation: Generation) -> Failed:
+        """A crash whose last words name nobody, with what the stack or its repetition shows."""
+        if not failure.is_crash or failure.deny:
+            return failure
+        stack = generation.last_stack()
+        if not self._was_ready:
+            place = place_of(stack)
+            return replace(failure, remedy=f"It was at {place}." if place else failure.remedy)
+        accusation = self._suspicion.accuse(stack)
+        return replace(
+            failure, message=f"{failure.message} {accusation.text}", deny=accusation.deny
+        )
 
     def _note_death(self, failure: Failed) -> None:
         health = self._health

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chiplet.config import EngineConfig
+from chiplet.crash import InUse
 from chiplet.errors import EngineError, ModelError, QueueFull
 from chiplet.ipc.messages import EngineReady
 from chiplet.request import FinishReason, Request, RequestLimits, RequestOutput, TokenLogprobs
@@ -41,6 +42,7 @@ class FakeNews:
 
     message: str
     plan: dict[str, Any]
+    in_use: tuple[InUse, ...] = ()
 
 
 @dataclass(slots=True)
