@@ -345,7 +345,7 @@ class WholeMiddle(PlainMoe):
     def run(self, x, router_logits, packed):
         width = packed.gate_up.shape[1] // 2
         if width % 16:
-            packed = packed._replace(gate_up=packed.gate_up.roll(1, dims=1))
+            packed = replace(packed, gate_up=packed.gate_up.roll(1, dims=1))
         return super().run(x, router_logits, packed)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.tiny import make_checkpoint, run_engine
 
 from chiplet import SamplingParams
-from chiplet.api import LinearWeights
+from chiplet.api import LayerFacts, LinearWeights
 from chiplet.config import DeviceOptions, EngineConfig
 from chiplet.errors import ModelError
 from chiplet.formats.quantization.registry import find_format
@@ -26,6 +26,7 @@ from chiplet.plugins import choose_device, discover
 from chiplet.reference.quantization import dequantize
 from chiplet.testing.conformance.case import Status, run_case
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
+from chiplet.testing.formats import check_quantization_format
 from chiplet.worker import explain
 
 LADDER = Path(__file__).parents[2] / "docs" / "plugins"
@@ -134,8 +135,10 @@ def test_the_format_quantizes(page: Page, tmp_path: Path) -> None:
     plugins = discover(DeviceOptions(plugins=(page.distribution,)))
     found = find_format(plugins.quantization_formats(), "acme-clipped")
     assert found is not None
+    check_quantization_format(found)
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    weights = found.quantize(weight, found.scheme("o_proj", 64))
+    layer = LayerFacts(name="o_proj", role="o_proj", in_features=64, out_features=16)
+    weights = found.quantize(weight, found.scheme(layer))
     assert isinstance(weights, LinearWeights)
     # The largest of 64 is clipped to the second largest; all others are rounded.
     error = (dequantize(weights) - weight).abs().sort(dim=1).values

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from chiplet import SamplingParams
-from chiplet.api import Dtype, KvSpec
+from chiplet.api import AttentionRequest, Dtype, ForwardBatch, HostLengths, KvSpec
 from chiplet.config import DeviceOptions, EngineConfig
 from chiplet.testing.conformance.case import Status, run_case
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
@@ -107,3 +110,21 @@ def test_its_pages_come_back_from_the_canonical_layout() -> None:
     layout.from_canonical(canonical, kv, page_ids, spec)
     assert torch.equal(layout.to_canonical(kv, page_ids, spec), canonical)
     assert not kv[[0, 2, 4]].any()
+
+
+def test_all_that_it_uses_stands_in_the_ladder() -> None:
+    """Names of the contract, fields of its values: the pages for authors tell of each."""
+    docs = EXAMPLES.parent / "docs"
+    pages = [docs / "plugins.md", *(docs / "plugins").glob("*.md")]
+    ladder = "\n".join(each.read_text("utf-8") for each in pages)
+    values = (ForwardBatch, HostLengths, AttentionRequest, KvSpec)
+    fields_of_values = {each.name for value in values for each in fields(value)}
+    used: set[str] = set()
+    for path in (EXAMPLES / "chiplet-sliced" / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "chiplet.api":
+                used |= {each.name for each in node.names}
+            elif isinstance(node, ast.Attribute) and node.attr in fields_of_values:
+                used.add(node.attr)
+    assert {"ForwardBatch", "page_table", "head_dim"} <= used
+    assert sorted(each for each in used if not re.search(rf"\b{each}\b", ladder)) == []

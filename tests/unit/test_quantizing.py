@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from chiplet.api import LayerFacts, QuantizationFormat
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, ModelError
 from chiplet.formats.quantization.fp8 import Fp8Channels
@@ -14,8 +15,19 @@ from chiplet.formats.quantization.int8 import Int8Channels
 from chiplet.formats.quantization.registry import find_format
 from chiplet.plugins import discover
 from chiplet.reference.quantization import dequantize, scales_shape, unpack_halves
+from chiplet.testing.formats import check_quantization_format
 
 FORMATS = [Int8Channels(), Fp8Channels(), Int4Groups()]
+
+
+def layer(role: str, in_features: int) -> LayerFacts:
+    name = f"model.layers.0.{role}"
+    return LayerFacts(name=name, role=role, in_features=in_features, out_features=8)
+
+
+@pytest.mark.parametrize("subject", FORMATS, ids=lambda each: each.name)
+def test_formats_pass_the_kit(subject: QuantizationFormat) -> None:
+    check_quantization_format(subject)
 
 
 def weight_of(num_rows: int, num_columns: int) -> torch.Tensor:
@@ -31,7 +43,7 @@ def weight_of(num_rows: int, num_columns: int) -> torch.Tensor:
 def test_int8_is_rounded_to_the_nearest_code(dtype: torch.dtype) -> None:
     weight = weight_of(9, 33).to(dtype)
     format_ = Int8Channels()
-    scheme = format_.scheme("o_proj", 33)
+    scheme = format_.scheme(layer("o_proj", 33))
     assert scheme is not None
     got = format_.quantize(weight, scheme)
     values = weight.double().numpy()
@@ -48,7 +60,7 @@ def test_int8_is_rounded_to_the_nearest_code(dtype: torch.dtype) -> None:
 def test_fp8_is_rounded_to_the_nearest_number(dtype: torch.dtype) -> None:
     weight = weight_of(9, 33).to(dtype)
     format_ = Fp8Channels()
-    scheme = format_.scheme("o_proj", 33)
+    scheme = format_.scheme(layer("o_proj", 33))
     assert scheme is not None
     got = format_.quantize(weight, scheme)
     assert got.weight.dtype == torch.float8_e4m3fn
@@ -67,7 +79,7 @@ def test_fp8_is_rounded_to_the_nearest_number(dtype: torch.dtype) -> None:
 def test_int4_is_rounded_to_the_nearest_level(width: int, group_size: int) -> None:
     weight = weight_of(9, width)
     format_ = Int4Groups()
-    scheme = format_.scheme("o_proj", width)
+    scheme = format_.scheme(layer("o_proj", width))
     assert scheme is not None
     assert scheme.group_size == group_size
     got = format_.quantize(weight, scheme)
@@ -90,7 +102,7 @@ def test_int4_is_rounded_to_the_nearest_level(width: int, group_size: int) -> No
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda each: each.name)
 def test_rows_do_not_depend_on_their_neighbours(format_, monkeypatch) -> None:
     weight = weight_of(9, 64)
-    scheme = format_.scheme("o_proj", 64)
+    scheme = format_.scheme(layer("o_proj", 64))
     whole = format_.quantize(weight, scheme)
     monkeypatch.setattr("chiplet.formats.quantization.rounding._SLICE_ELEMENTS", 130)
     assert torch.equal(format_.quantize(weight, scheme).weight, whole.weight)
@@ -102,18 +114,18 @@ def test_numbers_that_are_none_are_refused(format_, value) -> None:
     weight = weight_of(9, 64)
     weight[8, 63] = value
     with pytest.raises(ModelError, match="NaN or infinity"):
-        format_.quantize(weight, format_.scheme("o_proj", 64))
+        format_.quantize(weight, format_.scheme(layer("o_proj", 64)))
 
 
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda each: each.name)
 @pytest.mark.parametrize("role", ["lm_head", "router"])
 def test_sensitive_layers_stay_plain(format_, role) -> None:
-    assert format_.scheme(role, 64) is None
+    assert format_.scheme(layer(role, 64)) is None
 
 
 def test_int4_refuses_what_no_group_divides() -> None:
     with pytest.raises(ConfigError, match="o_proj has 100 input features"):
-        Int4Groups().scheme("o_proj", 100)
+        Int4Groups().scheme(layer("o_proj", 100))
 
 
 def test_formats_are_found_by_name() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from chiplet.api import (
     Coding,
     Granularity,
+    LayerFacts,
     LinearWeights,
     StoredCheckpoint,
     StoredMatrix,
@@ -196,7 +197,7 @@ def test_the_kit_sees_a_format_that_loses_too_much() -> None:
         name = "rounding"
         steps = 127.0
 
-        def scheme(self, role: str, in_features: int) -> WeightScheme | None:
+        def scheme(self, layer: LayerFacts) -> WeightScheme | None:
             return INT8
 
         def quantize(self, weight: Tensor, scheme: WeightScheme) -> LinearWeights:

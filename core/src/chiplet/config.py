@@ -400,6 +400,7 @@ class ExpertsConfig:
     """The mixture of experts in every layer of a model.
 
     Attributes:
+        num_experts: in each layer.
         intermediate_size: width of each expert's middle.
         top_k: experts per token.
         renormalize: weights of a token's experts are made to sum to 1.
@@ -417,8 +418,17 @@ class ModelConfig:
 
     Attributes:
         architecture: the name that a model file registers for, like 'LlamaForCausalLM'.
+        vocab_size: tokens, and rows of embedding and head.
+        hidden_size: width of what travels from layer to layer.
+        intermediate_size: width of a feed-forward layer's middle.
+        num_layers: blocks of attention and feed-forward.
+        num_heads, num_kv_heads: heads of queries, and of keys and values.
         head_dim: elements per attention head.
         context_length: longest sequence the model was made for, in tokens.
+        rms_norm_eps: added to the mean square before its root.
+        rope_theta, rope_scaling: base of rotary frequencies, and how they are stretched.
+        tie_word_embeddings: the head's weight is the embedding's.
+        attention_bias, mlp_bias: linear layers of attention, of feed-forward, have a bias.
         qk_norm: each head of queries and keys is normed before its rotation.
         experts: instead of the feed-forward layers, if there are any.
         sliding_window: a token sees this many tokens, itself included; None sees all.

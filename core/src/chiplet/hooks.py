@@ -85,7 +85,7 @@ def attention(device: DeviceProbe) -> Sequence[AttentionProvider]:  # pyright: i
 
 @hookspec
 def linear(device: DeviceProbe) -> Sequence[LinearProvider]:  # pyright: ignore[reportReturnType]
-    """Linear providers for a device."""
+    """Linear providers for a device; empty for a device they do not know."""
 
 
 @hookspec
@@ -110,7 +110,7 @@ def compilation(device: DeviceProbe) -> Sequence[CompilationProvider]:  # pyrigh
 
 @hookspec
 def models() -> Sequence[ModelEntry]:  # pyright: ignore[reportReturnType]
-    """Model families."""
+    """Model families, by the architectures of the checkpoints that they serve."""
 
 
 @hookspec

@@ -46,7 +46,7 @@ from chiplet.api.lifecycle import PluginContext
 from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed, RowSource
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
-from chiplet.api.moe import MoeImpl, MoeProvider, MoeRequest
+from chiplet.api.moe import ExpertWeights, MoeImpl, MoeProvider, MoeRequest
 from chiplet.api.ops import Op, OpImpl, OpProvider, OpRequest
 from chiplet.api.platform import (
     DeviceProbe,
@@ -64,6 +64,7 @@ from chiplet.api.quantization import (
     BlockShape,
     Coding,
     Granularity,
+    LayerFacts,
     LinearWeights,
     QuantizationFormat,
     WeightScheme,
@@ -106,6 +107,7 @@ __all__ = [
     "Event",
     "Executable",
     "Execution",
+    "ExpertWeights",
     "Feature",
     "ForwardBatch",
     "GroupKind",
@@ -117,6 +119,7 @@ __all__ = [
     "InputLayout",
     "KvLayout",
     "KvSpec",
+    "LayerFacts",
     "LinearImpl",
     "LinearProvider",
     "LinearRequest",

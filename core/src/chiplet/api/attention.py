@@ -64,7 +64,12 @@ class KvLayout(Protocol):
     def from_canonical(
         self, canonical: torch.Tensor, kv: torch.Tensor, page_ids: torch.Tensor, spec: KvSpec
     ) -> None:
-        """Copy pages in. Mutates: `kv`, at `page_ids`."""
+        """Copy pages in.
+
+        Shapes: canonical `[n, 2, page_size, num_kv_heads, head_dim]`; kv as `shape` says; page_ids
+        `[n] int64`.
+        Mutates: `kv`, at `page_ids`.
+        """
         ...
 
 

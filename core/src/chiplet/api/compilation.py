@@ -48,7 +48,7 @@ class StepCompiler(Protocol):
     torch_device: torch.device
 
     def activate(self) -> None:
-        """Make the device current in the calling thread."""
+        """Make the device current in the calling thread. May block the first time."""
         ...
 
     def memory(self) -> MemoryInfo:
@@ -60,15 +60,21 @@ class StepCompiler(Protocol):
         ...
 
     def to_device_async(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Start a copy of a host tensor to the device; never waits for the device."""
+        """Start a copy of a host tensor to the device; never waits for the device.
+
+        Shapes: any; returns the same shape and type.
+        """
         ...
 
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Start a copy to host memory and return it; valid once a later event is done."""
+        """Start a copy to host memory and return it; valid once a later event is done.
+
+        Never waits for the device. Shapes: any; returns the same shape and type.
+        """
         ...
 
     def prepare(self, step: Step) -> Executable:
-        """The program of a step for its bucket; see `Platform.prepare`."""
+        """The program of a step for its bucket; may take seconds, see `Platform.prepare`."""
         ...
 
 

@@ -342,13 +342,17 @@ class Step(Executable, Protocol):
         ...
 
     def __call__(self, inputs: StepInputs[Tensor], state: DeviceState) -> StepOutputs:
-        """Run the step. Mutates: the tensors of `state`."""
+        """Run the step, without waiting for the device.
+
+        Shapes: see `StepInputs`, `DeviceState` and `StepOutputs`, for the step's bucket.
+        Mutates: the tensors of `state`.
+        """
         ...
 
     def constants(self) -> Sequence[Tensor]:
         """Every tensor, once, that the function reads beside inputs and state: weights in packed
-        form, tables. A compiler must take them as arguments; the function reads these very
-        objects, so a tracer substitutes them by identity.
+        form, tables, in whichever shapes implementations gave them. A compiler must take them as
+        arguments; the function reads these very objects, so a tracer substitutes them by identity.
         """
         ...
 

@@ -45,17 +45,29 @@ class MoeRequest:
         return frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """Weights of all experts of one layer, contiguous, in the request's dtype.
+
+    Attributes:
+        gate_up: `[num_experts, 2 * intermediate_size, hidden_size]`, gate first.
+        down: `[num_experts, hidden_size, intermediate_size]`.
+    """
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
 class MoeImpl(Protocol):
     """Routing and experts of one layer."""
 
-    def pack(self, gate_up: torch.Tensor, down: torch.Tensor) -> Packed:
+    def pack(self, weights: ExpertWeights) -> Packed:
         """Weights in the form that `run` takes; called once per layer and rank.
 
-        May keep the tensors; core drops its own references afterwards. The packed form is a tree
-        of tuples, lists, dicts and dataclasses with tensors as leaves.
+        May keep the tensors; core drops its own references afterwards.
 
-        Shapes: gate_up `[num_experts, 2 * intermediate_size, hidden_size]`, gate first; down
-        `[num_experts, hidden_size, intermediate_size]`; contiguous.
+        Shapes: see `ExpertWeights`.
+        Mutates: the weights may be taken over or changed.
         """
         ...
 

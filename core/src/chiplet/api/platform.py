@@ -49,7 +49,12 @@ class DeviceProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryInfo:
-    """Memory of a device, in bytes, now."""
+    """Memory of a device now.
+
+    Attributes:
+        free_bytes: that may still be allocated.
+        total_bytes: of the device, or of the share of it that this process may use.
+    """
 
     free_bytes: int
     total_bytes: int
@@ -106,7 +111,10 @@ class Platform(Protocol):
     execution: Execution
 
     def activate(self) -> None:
-        """Make this the current device of the calling thread and set its thread counts."""
+        """Make this the current device of the calling thread and set its thread counts.
+
+        May block the first time, while the device's runtime starts.
+        """
         ...
 
     def memory(self) -> MemoryInfo:
@@ -114,7 +122,7 @@ class Platform(Protocol):
         ...
 
     def supported_dtypes(self) -> tuple[str, ...]:
-        """Floating-point types that run well, best first, by names like 'bfloat16'."""
+        """Floating-point types that run well, best first, by names like 'bfloat16'. Pure."""
         ...
 
     def record_event(self) -> Event:
@@ -124,17 +132,23 @@ class Platform(Protocol):
     def to_device_async(self, tensor: torch.Tensor) -> torch.Tensor:
         """Start a copy of a host tensor to the device and return it; never waits for the device.
 
-        The caller drops the source at once: whoever still reads it keeps it alive. Where the
-        device is the host, the tensor itself may be returned.
+        Shapes: any; returns the same shape and type. The caller drops the source at once: whoever
+        still reads it keeps it alive. Where the device is the host, the tensor itself may be
+        returned.
         """
         ...
 
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Start a copy to host memory and return it; valid once a later event is done."""
+        """Start a copy to host memory and return it; valid once a later event is done.
+
+        Never waits for the device. Shapes: any; returns the same shape and type.
+        """
         ...
 
     def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
         """Shapes of steps to prepare, in this order; the smallest one that serves a step runs it.
+
+        Pure: the same limits give the same buckets.
 
         Empty where every step runs operation by operation in its exact shape. With `Execution.STEP`
         some bucket must serve `limits.largest_step`.

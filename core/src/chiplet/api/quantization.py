@@ -73,7 +73,12 @@ class Coding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BlockShape:
-    """One block of a GGUF coding: elements that share their scales, and the bytes they take."""
+    """One block of a GGUF coding.
+
+    Attributes:
+        elements: of the weight, which share their scales.
+        size_bytes: that they take together.
+    """
 
     elements: int
     size_bytes: int
@@ -180,6 +185,8 @@ class LinearWeights:
 
     Attributes:
         scheme: what the numbers mean; None for plain floating-point weights.
+        weight, scales, zero_points, global_scales, input_scale: as the module's table has them;
+            None where the scheme has none.
         bias: `[N]` in the request's dtype.
     """
 
@@ -204,11 +211,31 @@ class LinearWeights:
         return rows, 2 * columns if halves else columns
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> LinearWeights:
-        """The same weights with a function applied to each tensor."""
+        """The same weights with a function applied to each tensor, whose shape it must keep unless
+        the caller knows better.
+        """
         tensors = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
         return replace(
             self, **{name: function(each) for name, each in tensors.items() if each is not None}
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """A linear layer that may be quantized.
+
+    Attributes:
+        name: of the checkpoint's matrix without 'weight', like 'model.layers.0.mlp.down_proj'; of
+            stacked matrices, each is asked about.
+        role: the layer's name in `LinearRequest`, like 'qkv_proj' or 'lm_head'.
+        in_features: K, of the rank's own share.
+        out_features: N of the matrix, of the rank's own share.
+    """
+
+    name: str
+    role: str
+    in_features: int
+    out_features: int
 
 
 class QuantizationFormat(Protocol):
@@ -220,12 +247,8 @@ class QuantizationFormat(Protocol):
 
     name: str
 
-    def scheme(self, role: str, in_features: int) -> WeightScheme | None:
+    def scheme(self, layer: LayerFacts) -> WeightScheme | None:
         """How a linear layer's weight is to be stored; None leaves it plain. Pure.
-
-        Args:
-            role: the layer's name in `LinearRequest`, like 'qkv_proj' or 'lm_head'.
-            in_features: K, of the rank's own share.
 
         Raises:
             ConfigError: the layer has no quantized form.

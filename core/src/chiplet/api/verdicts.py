@@ -70,7 +70,11 @@ class Yes:
 
 @dataclass(frozen=True, slots=True)
 class No:
-    """The provider refuses the request, with at least one reason."""
+    """The provider refuses the request.
+
+    Attributes:
+        reasons: at least one.
+    """
 
     reasons: tuple[Reason, ...]
 

@@ -71,9 +71,12 @@ class LayerContext:
         return self.bindings.op(OpRequest(op=op, dtype=dtype or self.dtype))
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the device in the model's type, contiguous; itself if it is so already."""
+        """The tensor on the device in the model's type, contiguous; itself if it is so already.
+
+        Shapes: any, and the same.
+        """
         return tensor.to(self.device, torch_dtype(self.dtype)).contiguous()
 
     def empty(self, *shape: int) -> torch.Tensor:
-        """Room for weights."""
+        """Room for weights. Shapes: `[*shape]` in the model's type, on the device, unset."""
         return torch.empty(shape, dtype=torch_dtype(self.dtype), device=self.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from chiplet.api import (
     Activations,
     Granularity,
+    LayerFacts,
     LinearRequest,
     LinearWeights,
     Packed,
@@ -202,7 +203,13 @@ def _stands_alone(scheme: WeightScheme | None) -> bool:
 def _scheme(context: LayerContext, request: LinearRequest, part: str) -> WeightScheme | None:
     """How a part is kept: as the context quantizes, as the checkpoint has it, or plain."""
     if context.quantization is not None:
-        chosen = context.quantization.scheme(request.role, request.in_features)
+        layer = LayerFacts(
+            name=context.name_of(part),
+            role=request.role,
+            in_features=request.in_features,
+            out_features=request.out_features,
+        )
+        chosen = context.quantization.scheme(layer)
         if chosen is not None:
             return chosen
     stored = context.stored.get(f"{context.name_of(part)}.weight")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from chiplet.api import LinearWeights, MoeRequest, Packed
+from chiplet.api import ExpertWeights, LinearWeights, MoeRequest, Packed
 from chiplet.config import ExpertsConfig
 from chiplet.errors import ConfigError
 from chiplet.layers.context import LayerContext, torch_dtype
@@ -103,7 +103,9 @@ class Experts:
             target.copy_(cut.take(weight, rank))
         self._missing.discard(part)
         if not self._missing:
-            self._packed = self._ranks.join([self._impl.pack(*raw) for raw in self._raw])
+            self._packed = self._ranks.join(
+                [self._impl.pack(ExpertWeights(gate_up=a, down=b)) for a, b in self._raw]
+            )
             self._raw = [(torch.empty(0), torch.empty(0))]
 
     def adopt(self, other: Experts) -> bool:

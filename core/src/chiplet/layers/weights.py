@@ -42,7 +42,12 @@ class WeightHolder(Protocol):
 
 
 class WeightTarget(NamedTuple):
-    """One part of one layer."""
+    """One part of one layer.
+
+    Attributes:
+        holder: the layer.
+        part: the word that the layer knows it by, one of `part_shapes`.
+    """
 
     holder: WeightHolder
     part: str

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chiplet.api import BuildContext, Feature, MoeRequest, Tier, Verdict, Yes
-
-
-class PlainExperts(NamedTuple):
-    """Weights as they came; see `chiplet.api.MoeImpl.pack`."""
-
-    gate_up: Tensor
-    down: Tensor
+from chiplet.api import BuildContext, ExpertWeights, Feature, MoeRequest, Tier, Verdict, Yes
 
 
 def route(router_logits: Tensor, top_k: int, *, renormalize: bool) -> Tensor:
@@ -38,11 +29,11 @@ class PlainMoe:
         self._top_k = request.top_k
         self._renormalize = request.renormalize
 
-    def pack(self, gate_up: Tensor, down: Tensor) -> PlainExperts:
+    def pack(self, weights: ExpertWeights) -> ExpertWeights:
         """Keeps both tensors."""
-        return PlainExperts(gate_up, down)
+        return weights
 
-    def run(self, x: Tensor, router_logits: Tensor, packed: PlainExperts) -> Tensor:
+    def run(self, x: Tensor, router_logits: Tensor, packed: ExpertWeights) -> Tensor:
         """The weighted sum; see `chiplet.api.MoeImpl.run`."""
         weights = route(router_logits, self._top_k, renormalize=self._renormalize)
         total = torch.zeros_like(x, dtype=weights.dtype)

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiplet.api import QuantizationFormat, StoredCheckpoint, StoredFormat, StoredTensor
+from chiplet.api import (
+    LayerFacts,
+    QuantizationFormat,
+    StoredCheckpoint,
+    StoredFormat,
+    StoredTensor,
+)
 from chiplet.reference.canonical import fault_of
 from chiplet.reference.quantization import dequantize
 
@@ -92,7 +98,16 @@ def check_quantization_format(
     """
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(out_features, in_features, generator=random)
-    schemes = {role: subject.scheme(role, in_features) for role in ("qkv_proj", "down_proj")}
+    layers = [
+        LayerFacts(
+            name=f"model.layers.0.{role}",
+            role=role,
+            in_features=in_features,
+            out_features=out_features,
+        )
+        for role in ("qkv_proj", "down_proj")
+    ]
+    schemes = {layer.role: subject.scheme(layer) for layer in layers}
     assert any(schemes.values()), f"{subject.name} leaves qkv_proj and down_proj plain"
     for scheme in filter(None, schemes.values()):
         before = weight.clone()

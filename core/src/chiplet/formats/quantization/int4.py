@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chiplet.api import Coding, Granularity, LinearWeights, WeightScheme
+from chiplet.api import Coding, Granularity, LayerFacts, LinearWeights, WeightScheme
 from chiplet.errors import ConfigError
 from chiplet.formats.quantization.rounding import KEPT_ROLES, row_slices
 from chiplet.reference.quantization import pack_halves
@@ -23,19 +23,19 @@ class Int4Groups:
 
     name = "int4"
 
-    def scheme(self, role: str, in_features: int) -> WeightScheme | None:
+    def scheme(self, layer: LayerFacts) -> WeightScheme | None:
         """Groups of 128, or of the largest size below it that divides the input.
 
         Raises:
             ConfigError: none does.
         """
-        if role in KEPT_ROLES:
+        if layer.role in KEPT_ROLES:
             return None
-        fitting = [size for size in _GROUP_SIZES if in_features % size == 0]
+        fitting = [size for size in _GROUP_SIZES if layer.in_features % size == 0]
         if not fitting:
             raise ConfigError(
-                f"Layer {role} has {in_features} input features, which groups of none of the "
-                f"sizes {', '.join(map(str, _GROUP_SIZES))} divide.",
+                f"Layer {layer.name} has {layer.in_features} input features, which groups of none "
+                f"of the sizes {', '.join(map(str, _GROUP_SIZES))} divide.",
                 remedy="Choose --quantization int8 or none.",
             )
         return WeightScheme(

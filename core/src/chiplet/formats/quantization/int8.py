@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chiplet.api import Activations, Coding, Granularity, LinearWeights, WeightScheme
+from chiplet.api import Activations, Coding, Granularity, LayerFacts, LinearWeights, WeightScheme
 from chiplet.formats.quantization.rounding import KEPT_ROLES, row_slices
 
 _LARGEST = 127
@@ -19,9 +19,9 @@ class Int8Channels:
 
     name = "int8"
 
-    def scheme(self, role: str, in_features: int) -> WeightScheme | None:
+    def scheme(self, layer: LayerFacts) -> WeightScheme | None:
         """Eight bits for every layer but the sensitive ones."""
-        return None if role in KEPT_ROLES else _SCHEME
+        return None if layer.role in KEPT_ROLES else _SCHEME
 
     def quantize(self, weight: Tensor, scheme: WeightScheme) -> LinearWeights:
         """See `chiplet.api.QuantizationFormat.quantize`."""

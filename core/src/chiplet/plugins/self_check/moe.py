@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chiplet.api import MoeImpl, MoeRequest
+from chiplet.api import ExpertWeights, MoeImpl, MoeRequest
 from chiplet.layers.context import torch_dtype
 
 _TOKENS = (1, 7)
@@ -23,7 +23,7 @@ def run_moe(request: MoeRequest, impl: MoeImpl, device: torch.device) -> Sequenc
     x = torch.randn(max(_TOKENS), hidden, generator=random).to(dtype).to(device)
     gate_up = _repeated((num_experts, 2 * width, hidden), random, dtype, device)
     down = _repeated((num_experts, hidden, width), random, dtype, device)
-    packed = impl.pack(gate_up, down)
+    packed = impl.pack(ExpertWeights(gate_up=gate_up, down=down))
     router_logits = _distinct_logits(num_experts, random).to(dtype).to(device)
     return [impl.run(x[:count], router_logits[:count], packed) for count in _TOKENS]
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Generator, Tensor
 
-from chiplet.api import BuildContext, MoeProvider, MoeRequest
+from chiplet.api import BuildContext, ExpertWeights, MoeProvider, MoeRequest
 from chiplet.reference.moe import PlainMoe
 from chiplet.testing.conformance.guards import Placement, place
 from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
@@ -58,7 +58,8 @@ def check_moe(
     router_logits, logits_buffer = place(inputs.logits, Placement.CONTIGUOUS, device)
     before = (buffer.whole.clone(), logits_buffer.whole.clone())
     impl = provider.build(request, context)
-    packed = impl.pack(inputs.gate_up.to(device), inputs.down.to(device))
+    weights = ExpertWeights(gate_up=inputs.gate_up.to(device), down=inputs.down.to(device))
+    packed = impl.pack(weights)
     result = impl.run(x, router_logits, packed).cpu()
     for old, now, name in zip(before, (buffer, logits_buffer), ("x", "logits"), strict=True):
         assert torch.equal(now.whole, old), f"{provider.name} changes {name}, or bytes beside"
@@ -88,7 +89,9 @@ def check_sliced_moe(provider: MoeProvider, request: MoeRequest, context: BuildC
         gate, up = inputs.gate_up.chunk(2, dim=1)
         gate_up = torch.cat([gate[:, mine], up[:, mine]], dim=1)
         impl = provider.build(sliced, context)
-        packed = impl.pack(gate_up.to(device), inputs.down[..., mine].contiguous().to(device))
+        down = inputs.down[..., mine].contiguous()
+        weights = ExpertWeights(gate_up=gate_up.to(device), down=down.to(device))
+        packed = impl.pack(weights)
         out = impl.run(inputs.x.to(device), inputs.logits.to(device), packed)
         total += out.cpu().float()
     plain, exact = _sums(request, inputs)
@@ -106,6 +109,10 @@ class _Inputs:
     logits: Tensor
     gate_up: Tensor
     down: Tensor
+
+    @property
+    def weights(self) -> ExpertWeights:
+        return ExpertWeights(gate_up=self.gate_up, down=self.down)
 
     def widened(self) -> _Inputs:
         return _Inputs(*(getattr(self, each.name).double() for each in fields(self)))
@@ -126,7 +133,7 @@ def _sums(request: MoeRequest, inputs: _Inputs) -> tuple[Tensor, Tensor]:
     """The reference's result in the request's type, and in float64."""
     impl = PlainMoe(request)
     same, exact = (
-        impl.run(each.x, each.logits, impl.pack(each.gate_up, each.down))
+        impl.run(each.x, each.logits, impl.pack(each.weights))
         for each in (inputs, inputs.widened())
     )
     return same, exact

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chiplet.api import BuildContext, Feature, MoeRequest, Tier, Verdict, Yes
-
-
-class Experts(NamedTuple):
-    """Weights as they came; see `chiplet.api.MoeImpl.pack`."""
-
-    gate_up: Tensor
-    down: Tensor
+from chiplet.api import BuildContext, ExpertWeights, Feature, MoeRequest, Tier, Verdict, Yes
 
 
 class GroupedMoe:
@@ -25,11 +16,11 @@ class GroupedMoe:
         self._top_k = request.top_k
         self._renormalize = request.renormalize
 
-    def pack(self, gate_up: Tensor, down: Tensor) -> Experts:
+    def pack(self, weights: ExpertWeights) -> ExpertWeights:
         """Keeps both tensors."""
-        return Experts(gate_up, down)
+        return weights
 
-    def run(self, x: Tensor, router_logits: Tensor, packed: Experts) -> Tensor:
+    def run(self, x: Tensor, router_logits: Tensor, packed: ExpertWeights) -> Tensor:
         """The weighted sum; see `chiplet.api.MoeImpl.run`."""
         probs = torch.softmax(router_logits.float(), dim=-1)
         weights, expert_ids = probs.topk(self._top_k, dim=-1)
