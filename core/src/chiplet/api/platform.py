@@ -102,13 +102,16 @@ class Platform(Protocol):
 
     Attributes:
         name: the device type, as in the probe.
-        torch_device: where tensors go.
         execution: how it runs a step.
     """
 
     name: str
-    torch_device: torch.device
     execution: Execution
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where tensors go; an attribute will do."""
+        ...
 
     def activate(self) -> None:
         """Make this the current device of the calling thread and set its thread counts.

@@ -26,8 +26,7 @@ def wrap(array: Any) -> torch.Tensor:
 
 def array_of(tensor: torch.Tensor) -> jax.Array:
     """The array that a tensor, or a view of one, stands for."""
-    assert isinstance(tensor, JaxTensor | View), type(tensor)
-    return tensor.jax()
+    return _held(tensor, JaxTensor | View).jax()
 
 
 def is_held(tensor: torch.Tensor) -> bool:
@@ -37,8 +36,13 @@ def is_held(tensor: torch.Tensor) -> bool:
 
 def assign(tensor: torch.Tensor, array: Any) -> None:
     """Let the tensor hold another array. Mutates: tensor."""
-    assert isinstance(tensor, JaxTensor), type(tensor)
-    tensor._elem = array
+    _held(tensor, JaxTensor)._elem = array
+
+
+def _held(tensor: torch.Tensor, kinds: Any) -> Any:
+    """The tensor, as one of torchax's kinds, which no type stub describes."""
+    assert isinstance(tensor, kinds), type(tensor)
+    return tensor
 
 
 def on_arrays(function: Callable[..., jax.Array], *arguments: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torchax.ops.jtorch import getitem
@@ -26,7 +27,7 @@ class _OutsideInference(XLAFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.promote_types:  # concerns no array
-            with no_dispatch(), torch._C.DisableTorchFunction():
+            with no_dispatch(), DisableTorchFunction():
                 return func(*args)
         with torch.inference_mode(False), torch.no_grad():
             return super().__torch_function__(func, types, args, kwargs)
@@ -65,7 +66,7 @@ def _searchsorted(
     return found.int() if out_int32 else found
 
 
-def _view(x: Tensor, *shape: Any) -> Tensor:
+def _view(x: JaxTensor, *shape: Any) -> Tensor:
     if len(shape) != 1 or not isinstance(shape[0], torch.dtype):
         # Another shape is torchax's own matter, one level further down.
         raise OperatorNotFound("view in another shape")
@@ -77,7 +78,7 @@ def _narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     return getitem(x, (*(slice(None),) * (dim % x.ndim), slice(start, start + length)))
 
 
-def _getitem(x: Tensor, index: Any) -> Tensor:
+def _getitem(x: JaxTensor | View, index: Any) -> Tensor:
     # torchax indexes views by tensors as if they held arrays themselves.
     has_tensor = any(isinstance(each, Tensor) for each in pytree.tree_leaves(index))
     return getitem(x.torch() if has_tensor and isinstance(x, View) else x, index)
