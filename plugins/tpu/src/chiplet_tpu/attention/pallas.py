@@ -24,6 +24,7 @@ from chiplet.api import (
 )
 from chiplet_tpu.attention.items import PageRuns, QueryItems, cut_pages, cut_queries
 from chiplet_tpu.attention.layout import HeadFirstLayout
+from chiplet_tpu.attention.refusals import refused_head_dim, refused_page_size
 from chiplet_tpu.chips import is_emulated
 from chiplet_tpu.compilation.arrays import array_of, assign, wrap
 from chiplet_tpu.kernels.page_write import PageItems, write_pages
@@ -109,15 +110,15 @@ class PallasAttentionProvider:
 
     def assess(self, request: AttentionRequest) -> Verdict:
         """Yes where pages are made of whole tiles."""
-        if request.head_dim not in HEAD_DIMS:
-            allowed = ", ".join(map(str, HEAD_DIMS))
-            return No.because("head_dim", f"head dim {request.head_dim}; allowed: {allowed}")
         rows = _TILE_ROWS.get(request.dtype)
         if rows is None:
             return No.because("dtype", f"dtype {request.dtype}; allowed: float32, bfloat16")
-        if request.kv.page_size % rows:
-            text = f"pages of {request.kv.page_size} tokens; allowed: multiples of {rows}"
-            return No.because("page_size", text, "set --page-size")
+        is_whole = request.kv.page_size % rows == 0
+        refusal = refused_head_dim(request, HEAD_DIMS) or refused_page_size(
+            request, is_allowed=is_whole, allowed=f"multiples of {rows}"
+        )
+        if refusal is not None:
+            return refusal
         if self._is_emulated:
             return Yes(Tier.REFERENCE - 1, "interpreted: to be pinned for tests only")
         return Yes(Tier.VENDOR, "reads the pages that a request has")

@@ -24,6 +24,7 @@ from chiplet.api import (
     Yes,
 )
 from chiplet_tpu.attention.layout import InterleavedLayout
+from chiplet_tpu.attention.refusals import refused_head_dim, refused_page_size
 from chiplet_tpu.chips import is_emulated
 from chiplet_tpu.compilation.arrays import array_of, assign, wrap
 
@@ -103,11 +104,12 @@ class RaggedAttentionProvider:
         """Yes to what its compiler takes; it cannot be interpreted."""
         if self._is_emulated:
             return No.because("emulated", "jax cannot interpret this kernel")
-        if request.head_dim != _HEAD_DIM:
-            return No.because("head_dim", f"head dim {request.head_dim}; allowed: {_HEAD_DIM}")
-        if request.kv.page_size not in _PAGE_SIZES:
-            text = f"pages of {request.kv.page_size} tokens; allowed: {_PAGE_SIZES}"
-            return No.because("page_size", text, "set --page-size")
+        is_listed = request.kv.page_size in _PAGE_SIZES
+        refusal = refused_head_dim(request, (_HEAD_DIM,)) or refused_page_size(
+            request, is_allowed=is_listed, allowed=", ".join(map(str, _PAGE_SIZES))
+        )
+        if refusal is not None:
+            return refusal
         return Yes(Tier.VENDOR + 20, "jax's ragged paged attention")
 
     def build(self, request: AttentionRequest, context: BuildContext) -> RaggedAttention:
