@@ -73,7 +73,8 @@ test-device: $(DONE)/dev model ## Run the tests that need an accelerator
 
 test-tpu: $(VENV)-tpu/done model ## Test the TPU plugin on XLA's CPU backend, and compile for TPUs that are not there
 	$(call say,"TPU plugin")
-	@$(VENV)-tpu/bin/python -m pytest -n 2 --dist loadfile tests/tpu plugins/tpu/tests $(PYTEST_FLAGS)
+	@$(VENV)-tpu/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/tpu plugins/tpu/tests $(PYTEST_FLAGS)
 
 test-xla: $(VENV)-xla/done model ## Test the TPU plugin with torch_xla on its CPU backend
 	$(call say,"TPU plugin with torch_xla")
@@ -115,20 +116,23 @@ $(VENV)-tpu/done: plugins/tpu/pyproject.toml core/pyproject.toml constraints.txt
 	@touch $@
 
 TEST_TOOLS := "pytest>=8.3,<10" "pytest-asyncio>=1.0,<2" "pytest-timeout>=2.3,<3" \
-	"pytest-xdist>=3.6,<4"
+	"pytest-xdist>=3.7,<4"
 
 # torch 2.9 has GPU builds only, most of whose 4 GB no test touches: tests/tpu/stub_libraries.py
-# puts empty libraries in their place.
+# puts empty libraries in their place. pip would still fetch what torch asks for, so it resolves
+# nothing that asks for torch: of Chiplet's packages it is told the other requirements only.
 $(VENV)-xla/done: plugins/tpu/pyproject.toml core/pyproject.toml tests/tpu/stub_libraries.py \
-		$(KERNELS) | $(DONE)/venv
+		tests/tpu/requirements.py $(KERNELS) | $(DONE)/venv
 	$(call say,"torch_xla in $(VENV)-xla")
 	@$(PYTHON) -m venv $(VENV)-xla
 	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install --no-deps torch==2.9.0 \
 		torch_xla==2.9.0 nvidia-cuda-runtime-cu12==12.8.90 nvidia-cuda-cupti-cu12==12.8.90
+	@$(PYTHON) tests/tpu/requirements.py core plugins/cpu plugins/tpu > $(VENV)-xla/requirements.txt
 	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install networkx sympy jinja2 \
-		fsspec filelock "typing-extensions>=4.10" absl-py requests pyyaml $(TEST_TOOLS)
+		fsspec filelock "typing-extensions>=4.10" absl-py requests pyyaml $(TEST_TOOLS) \
+		-r $(VENV)-xla/requirements.txt
 	@$(VENV)-xla/bin/python tests/tpu/stub_libraries.py
-	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install \
+	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install --no-deps \
 		-e ./core -e ./plugins/cpu -e ./plugins/tpu
 	@touch $@
 
