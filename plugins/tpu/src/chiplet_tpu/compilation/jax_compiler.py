@@ -120,6 +120,8 @@ def _start_runtime(num_ranks: int, *, is_emulated: bool) -> None:
             jax.config.update("jax_num_cpu_devices", num_ranks)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+        # By default what compiled within a second is forgotten; a start has many such programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     platform = jax.devices()[0].platform
     if platform != "tpu" and not is_emulated:
         # jax falls back silently where libtpu finds no chip.
