@@ -1,5 +1,12 @@
 """The same step compiled by torch_xla, on its CPU backend; `make test-xla` runs it."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch_xla", reason="torch_xla is not installed; run 'make test-xla'")
@@ -44,6 +51,42 @@ def test_the_choice_is_explained(tmp_path):
     assert any(
         each.provider == "jax" and "not installed" in each.reasons[0] for each in choice.rejections
     )
+
+
+def test_the_cache_is_written_in_place(tmp_path):
+    """torch_xla donates what a graph updates; XLA's own text of the programs says so."""
+    make_folder(tmp_path)
+    programs = tmp_path / "programs"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_dump_to={programs} --xla_dump_hlo_as_text"
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.tpu.xla_child", tmp_path],
+        env=os.environ | {"XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    facts = json.loads(child.stdout)
+    kv = {"f32[{},{},{},{}]".format(*shape) for shape in facts["kv"]}
+    steps = []
+    for path in programs.glob("*after_optimizations.txt"):
+        with path.open() as text:
+            parameters, aliased = arguments_of(text.readline())
+        pages = {index for index, shape in enumerate(parameters) if shape in kv}
+        if len(pages) == len(facts["kv"]):
+            steps.append(path.name)
+            assert pages <= aliased, path.name
+    assert len(steps) == facts["programs"]
+
+
+def arguments_of(header):
+    """Shapes of a program's arguments, and which of them a result takes the place of."""
+    layout = re.search(r"entry_computation_layout=\{\((.*?)\)->", header)[1]
+    aliases = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)
+    aliased = re.findall(r"\((\d+), \{\}", aliases[1]) if aliases else []
+    return re.findall(r"\w+\[[\d,]*\]", layout), set(map(int, aliased))
 
 
 @pytest.mark.model
