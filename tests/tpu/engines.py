@@ -94,13 +94,16 @@ def on_cpu(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def serve_on_cpu(
-    folder: Path, prompts: list[list[int]], params: list[SamplingParams]
+    folder: Path, prompts: list[list[int]], params: list[SamplingParams], **options: Any
 ) -> list[list[int]]:
     """What the CPU plugin answers."""
-    return on_cpu(_serve_on_cpu, folder, prompts, params)
+    return on_cpu(_serve_on_cpu, folder, prompts, params, options)
 
 
 def _serve_on_cpu(
-    folder: Path, prompts: list[list[int]], params: list[SamplingParams]
+    folder: Path,
+    prompts: list[list[int]],
+    params: list[SamplingParams],
+    options: dict[str, Any],
 ) -> list[list[int]]:
-    return serve(*start_engine(folder, device="cpu"), prompts, params)
+    return serve(*start_engine(folder, device="cpu", **options), prompts, params)
