@@ -1,8 +1,7 @@
-"""The whole step of Llama-3.1-8B, compiled by libtpu for four chips that are not there."""
+"""Whole steps of Llama-3.1-8B, compiled by libtpu for four chips that are not there."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -34,24 +33,20 @@ def run_child(*arguments, accelerator="v6e-4"):
     )
 
 
-@pytest.mark.parametrize(
-    ("topology", "attention"),
-    [("v5e:2x2", "ragged"), ("v6e:2x2", "pallas"), ("tpu7x:2x2x1", "ragged")],
-)
-def test_steps_compile_for_four_chips(topology, attention):
-    child = run_child(topology, attention, accelerator=ACCELERATORS[topology])
+@pytest.mark.parametrize("topology", ACCELERATORS)
+@pytest.mark.parametrize(("attention", "num_layers"), [("pallas", 32), ("ragged", 2)])
+def test_steps_compile_for_four_chips(topology, attention, num_layers):
+    """The whole model with this plugin's kernels, its first layers with jax's."""
+    arguments = (topology, attention, str(num_layers))
+    child = run_child(*arguments, accelerator=ACCELERATORS[topology])
     assert child.returncode == 0, child.stderr[-3000:]
     lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
     assert [each["bucket"] for each in lines] == ["decode 64", "prefill 512"]
     for facts in lines:
-        assert facts["kernels"] >= 32, "a kernel per layer"
-        assert facts["all_reduces"] >= 64, "two sums per layer"
+        assert facts["kernels"] >= num_layers, "a kernel per layer"
+        assert facts["all_reduces"] >= 2 * num_layers, "two sums per layer"
         assert facts["host_calls"] == 0
         assert facts["alias_bytes"] >= facts["kv_bytes"], "the cache is written in place"
         assert facts["argument_bytes"] + facts["temp_bytes"] < facts["memory_bytes"]
         assert facts["flops"] > 0
         assert facts["bytes"] > 0
-
-
-def test_a_compiler_that_aborts_ends_its_process_only():
-    assert run_child("abort").returncode == -signal.SIGABRT

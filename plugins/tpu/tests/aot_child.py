@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from chiplet_tpu.kernels.page_write import PageItems, write_pages
@@ -66,7 +67,14 @@ def lowerings(of):
             yield f"{x} x {weight}, {num_rows} rows", partial(matmul, of, x, weight, num_rows)
 
 
-def main(topology):
+def bad_kernel(of):
+    """jax's attention with a head dim that its compiler cannot lay out."""
+    counts = of((16,), jnp.int32), of((16, 8), jnp.int32), of((17,), jnp.int32), of((1,), jnp.int32)
+    step = partial(ragged_paged_attention, num_kv_pages_per_block=8, num_queries_per_block=16)
+    return jax.jit(step).lower(of((64, 8, 256)), of((64, 16, 4, 256)), *counts), 0
+
+
+def main(topology, which="good"):
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = Mesh(np.array(devices[:1]), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec())
@@ -74,8 +82,9 @@ def main(topology):
     def of(shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    kernels = lowerings(of) if which == "good" else [("bad", partial(bad_kernel, of))]
     with jax.set_mesh(mesh):
-        for name, lower in lowerings(of):
+        for name, lower in kernels:
             lowered, donated_bytes = lower()
             compiled = lowered.compile()
             memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -93,4 +102,4 @@ def main(topology):
 if __name__ == "__main__":
     if sys.argv[1:] == ["abort"]:
         os.abort()
-    main(sys.argv[1])
+    main(*sys.argv[1:])

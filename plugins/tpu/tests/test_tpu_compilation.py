@@ -18,10 +18,10 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run_child(argument, accelerator="v6e-4"):
+def run_child(*arguments, accelerator="v6e-4"):
     environment = os.environ | {"TPU_ACCELERATOR_TYPE": accelerator}
     return subprocess.run(
-        [sys.executable, CHILD, argument],
+        [sys.executable, CHILD, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -33,13 +33,22 @@ def run_child(argument, accelerator="v6e-4"):
 @needs_libtpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_kernels_compile(topology):
-    child = run_child(topology, TOPOLOGIES[topology])
+    child = run_child(topology, accelerator=TOPOLOGIES[topology])
     assert child.returncode == 0, child.stderr[-2000:]
     facts = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
     assert len(facts) == 18
     for each in facts:
         assert each["has_kernel"], each
         assert each["alias_bytes"] >= each["donated_bytes"], each
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_bad_kernel_ends_its_process_with_the_compilers_reason(topology):
+    child = run_child(topology, "bad", accelerator=TOPOLOGIES[topology])
+    assert child.returncode != 0
+    assert "Mosaic failed to compile TPU kernel" in child.stderr, child.stderr[-2000:]
+    assert "{" not in child.stdout
 
 
 @needs_libtpu
