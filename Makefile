@@ -73,7 +73,7 @@ test-device: $(DONE)/dev model ## Run the tests that need an accelerator
 
 test-tpu: $(VENV)-tpu/done model ## Test the TPU plugin on XLA's CPU backend, and compile for TPUs that are not there
 	$(call say,"TPU plugin")
-	@$(VENV)-tpu/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	@$(VENV)-tpu/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
 		tests/tpu plugins/tpu/tests $(PYTEST_FLAGS)
 
 test-xla: $(VENV)-xla/done model ## Test the TPU plugin with torch_xla on its CPU backend
