@@ -53,6 +53,35 @@ def test_repetition_follows_its_inputs(norm):
     native.library.tape_drop(recorder.tape)
 
 
+@torch.inference_mode()
+def test_results_of_torch_live_in_the_arena_and_no_longer_than_in_the_step(norm):
+    # Of their own memory, large batches with penalties kept a gigabyte each for ever.
+    width = 1 << 18
+    arena, x = Arena(), torch.zeros(width)
+
+    def step():
+        y = x
+        for _ in range(30):
+            y = y * 2.0 + 1.0
+        low, places = y.view(2, -1).t().sort(dim=1)
+        return low.t().contiguous(), places
+
+    addresses = set()
+    for number in range(3):
+        recorder = Recorder(arena)
+        with recorder:
+            recorded = step()
+        addresses.add(tuple(each.data_ptr() for each in recorded))
+        assert len(recorder.entries) > 60
+        x.fill_(float(number))
+        for entry in recorder.entries:
+            entry()
+        assert all(torch.equal(*pair) for pair in zip(recorded, step(), strict=True))
+        native.library.tape_drop(recorder.tape)
+    assert len(addresses) == 1
+    assert arena.size_bytes <= 16 << 20  # of 60 results of 1 MiB
+
+
 @pytest.mark.parametrize(
     ("read", "name"),
     [

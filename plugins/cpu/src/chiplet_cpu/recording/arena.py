@@ -55,6 +55,30 @@ class Arena:
         weakref.finalize(owner, self._take_back, memory, self._recording).atexit = False
         return torch.from_numpy(owner).view(dtype).view(tuple(shape))
 
+    def like(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same shape, strides and type, whatever its values and its device."""
+        extent = sum(
+            (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        flat = self.empty((extent + 1 if tensor.numel() else 0,), tensor.dtype)
+        return flat.as_strided(tensor.shape, tensor.stride())
+
+    def lasting(self, tensor: Tensor) -> Tensor:
+        """The same memory, not held: it is given again when the tensor itself is gone.
+
+        For those who use it only while steps are repeated. Tensors from elsewhere are kept alive.
+        """
+        if tensor.layout is not torch.strided:  # packed by oneDNN, without an address
+            return tensor
+        address = tensor.data_ptr()
+        for chunk in map(torch.from_numpy, self._chunks):
+            offset_bytes = address - chunk.data_ptr()
+            if 0 <= offset_bytes < chunk.nbytes:
+                offset = offset_bytes // tensor.itemsize
+                alias = torch.empty(0, dtype=tensor.dtype, device="cpu")
+                return alias.set_(chunk.untyped_storage(), offset, tensor.shape, tensor.stride())
+        return tensor
+
     def _take_back(self, memory: np.ndarray, recording: int) -> None:
         if recording == self._recording:
             self._free[memory.nbytes].append(memory)

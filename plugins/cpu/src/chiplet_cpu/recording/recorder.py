@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from chiplet_cpu import native
 from chiplet_cpu.recording.arena import Arena
@@ -38,8 +38,8 @@ class CannotRecord(Exception):
 class Recorder:
     """Sees every operation of torch, and has the plugin's kernels write down their calls.
 
-    Kernels are not run. Operations of torch are: their results are kept, and are written again at
-    every repetition. Memory that kernels ask for comes from the arena.
+    Nothing is run, except what only looks at memory in another shape. All memory that kernels and
+    operations ask for comes from the arena.
 
     Attributes:
         entries: what repeats the step, in order; complete when the recorder is left.
@@ -77,24 +77,28 @@ class Recorder:
             self.entries[index] = _bind(replay, self.tape, first, last)
 
     def see(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run one operation of torch, and write it down if it computes."""
+        """Write one operation of torch down, if it computes, and give memory for its results."""
         with self._watch:
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:  # its parts have been seen one by one
             return parts
         kind = _kind(func)
-        if func in _EMPTY:
-            meta = func(*args, **{**kwargs, "device": "meta"})
-            return self._arena.empty(meta.shape, meta.dtype)
         if kind == "value" or (kind == "indexed" and _has_mask(args)):
             raise CannotRecord(f"{func} reads a value, or the shape of its result depends on one")
-        result = func(*args, **kwargs)
         if kind == "view":
+            return func(*args, **kwargs)
+        is_in_place = kind == "in place"
+        if is_in_place:
+            result = _written(func, args, kwargs)
+        else:
+            result = tree_map_only(Tensor, self._arena.like, _outline(func, args, kwargs))
+        if func in _EMPTY:
             return result
         self._end_part()
         self.torch_operations.append(str(func))
-        is_in_place = kind == "in place"
-        repeat = _bind(func, *args, **kwargs) if is_in_place else _again(func, args, kwargs, result)
+        # What an entry holds must not keep the step's tensors from being dropped.
+        args, kwargs, kept = tree_map_only(Tensor, self._arena.lasting, (args, kwargs, result))
+        repeat = _bind(func, *args, **kwargs) if is_in_place else _again(func, args, kwargs, kept)
         self.entries.append(repeat)
         return result
 
@@ -113,6 +117,11 @@ class _Watch(TorchDispatchMode):
     def __init__(self, see: Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]) -> None:
         super().__init__()
         self._see = see
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler to be told so, 900 modules and 70 MB."""
+        return False
 
     def __torch_dispatch__(
         self,
@@ -139,6 +148,32 @@ class _Guard(TorchFunctionMode):
         if func in _READS:
             raise CannotRecord(f"Tensor.{func.__name__} reads values")
         return func(*args, **(kwargs or {}))
+
+
+def _outline(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Results of an operation without values; what they are is asked of torch's meta device."""
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    if all(each.layout is torch.strided for each in tensors):
+        args, kwargs = tree_map_only(Tensor, _on_meta, (args, kwargs))
+        if _created(func):
+            kwargs = {**kwargs, "device": "meta"}
+    return func(*args, **kwargs)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an operation in place returns: the tensors that it writes to."""
+    if torch.Tag.inplace_view in func.tags:
+        raise CannotRecord(f"{func} changes the shape of a tensor in place")
+    written = [
+        kwargs[each.name] if each.name in kwargs else args[index]
+        for index, each in enumerate(func._schema.arguments)
+        if each.alias_info is not None and each.alias_info.is_write
+    ]
+    return written[0] if len(func._schema.returns) == 1 else tuple(written)
 
 
 def _unfinished() -> None:
