@@ -114,7 +114,6 @@ def test_memory_is_given_again_when_the_last_view_is_gone():
     del view
     third = arena.empty((32,), torch.int32)
     assert third.data_ptr() == address
-    assert third.tolist() == [0] * 32
     assert address % 64 == second.data_ptr() % 64 == 0
     large = arena.empty((3 << 20,), torch.float32)
     assert large.shape == (3 << 20,)

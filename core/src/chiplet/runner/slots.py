@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +13,8 @@ from torch import Tensor
 from chiplet.api import SETTINGS, DeviceState, Platform, Sampling
 from chiplet.sampling_params import SamplingParams
 from chiplet.step import PageUpdates, SlotAdmission
+
+_MAIN_MEMORY = torch.device("cpu")
 
 
 class SlotTables:
@@ -95,9 +99,13 @@ class SlotTables:
 def _make_state(
     num_rows: int, vocab_size: int, kv: tuple[Tensor, ...], device: torch.device
 ) -> DeviceState:
-    """Zeros: where memory is zero when fresh, a table costs nothing until it is needed."""
+    """Zeros. In main memory, a table costs nothing until it is needed."""
 
     def table(*shape: int, dtype: torch.dtype) -> Tensor:
+        if device == _MAIN_MEMORY:
+            # NOTE: torch writes its zeros; a fresh mapping has them already.
+            size_bytes = math.prod(shape) * dtype.itemsize
+            return torch.frombuffer(mmap.mmap(-1, size_bytes), dtype=dtype).view(shape)
         return torch.zeros(shape, dtype=dtype, device=device)
 
     return DeviceState(

@@ -41,15 +41,13 @@ class Arena:
         self._recording += 1
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor; whole numbers are zero, so that they may be used as indices."""
+        """A contiguous tensor of any values: nothing is computed while a step is recorded."""
         size_bytes = math.prod(shape) * dtype.itemsize
         if size_bytes == 0:
             return torch.empty(shape, dtype=dtype, device="cpu")
         rounded = -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
         free = self._free[rounded]
         memory = free.pop() if free else self._cut(rounded)
-        if not dtype.is_floating_point:
-            memory.fill(0)
         # The tensor's storage holds the array `owner`; when the last view is gone, so is it.
         owner = memory[:size_bytes]
         weakref.finalize(owner, self._take_back, memory, self._recording).atexit = False
