@@ -13,13 +13,11 @@ from chiplet.api import (
     No,
 )
 from chiplet.testing.conformance import AttentionCase, check_attention, check_layout
-from chiplet_cpu import native
 from chiplet_cpu.attention.native import NativeAttentionProvider
 from chiplet_cpu.platform import CpuPlatform
 
 PROBE = DeviceProbe(device_type="cpu", index=0, name="A CPU", total_memory_bytes=1)
 CONTEXT = BuildContext(CpuPlatform(PROBE))
-ISAS = native.instruction_sets() if native.is_available() else ()
 
 CASES = (
     AttentionCase("mixed", (1, 1, 9, 40), (77, 1, 9, 100)),
@@ -27,21 +25,6 @@ CASES = (
     AttentionCase("decodes in parts", (1, 1, 1), (1501, 3, 640)),
     AttentionCase("chunk in parts", (1, 70), (1030, 1100)),
 )
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    native.set_threads(request.param)
-    yield request.param
-    native.set_threads(1)
 
 
 def make_request(

@@ -24,7 +24,6 @@ from chiplet_cpu.platform import CpuPlatform
 
 PROBE = DeviceProbe(device_type="cpu", index=0, name="A CPU", total_memory_bytes=1)
 CONTEXT = BuildContext(CpuPlatform(PROBE))
-ISAS = native.instruction_sets() if native.is_available() else ()
 PROVIDER = NativeLinearProvider()
 BLOCKS = (Coding.Q4_0, Coding.Q4_1, Coding.Q8_0, Coding.Q4_K, Coding.Q5_K, Coding.Q6_K)
 BOTH = [
@@ -34,21 +33,6 @@ BOTH = [
 both = pytest.mark.parametrize(
     ("provider", "coding"), BOTH, ids=[f"{each.name}-{coding}" for each, coding in BOTH]
 )
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    native.set_threads(request.param)
-    yield request.param
-    native.set_threads(1)
 
 
 def linear_request(coding, dtype=Dtype.FLOAT32, shape=(64, 192), has_bias=False):

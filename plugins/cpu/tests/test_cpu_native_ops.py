@@ -14,7 +14,6 @@ from chiplet_cpu.platform import CpuPlatform
 
 PROBE = DeviceProbe(device_type="cpu", index=0, name="A CPU", total_memory_bytes=1)
 CONTEXT = BuildContext(CpuPlatform(PROBE))
-ISAS = native.instruction_sets() if native.is_available() else ()
 SERVED = (
     Op.FEED,
     Op.EMBEDDING,
@@ -27,26 +26,11 @@ SERVED = (
 )
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    native.set_threads(request.param)
-    yield request.param
-    native.set_threads(1)
-
-
 def test_kernels_are_there_where_they_were_built():
     generator = distribution("chiplet-cpu").read_text("WHEEL") or ""
     if "scikit-build-core" in generator and shutil.which("c++"):
         assert native.is_available(), native.explanation()
-        assert ISAS[0] == "portable"
+        assert native.instruction_sets()[0] == "portable"
     elif not native.is_available():
         assert native.explanation()
         assert native.remedy()

@@ -17,135 +17,79 @@
 
 constexpr int V = kPanel / W;  // vectors across a panel
 
-// Vectors of bytes.
-#if defined(__AVX512F__)
-
-static inline I load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-static inline I splat_word(int32_t x) { return _mm512_set1_epi32(x); }
-static inline I zero_words() { return _mm512_setzero_si512(); }
-static inline I both(I a, I b) { return _mm512_or_si512(a, b); }
-static inline I add_words(I a, I b) { return _mm512_add_epi32(a, b); }
-static inline F low_bf16(I a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
-static inline F high_bf16(I a) {
-  return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xffff0000)));
-}
-static inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
-static inline F widen_bytes(const uint8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
-}
-static inline F widen_bytes(const int8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-}
-// Each byte moved right (left where negative), and masked. `byte_of`: byte b of each word.
-template <int right>
-static inline I bits(I a, uint8_t mask) {
-  I moved = right >= 0 ? _mm512_srli_epi16(a, right >= 0 ? right : 0)
-                       : _mm512_slli_epi16(a, right < 0 ? -right : 0);
-  return _mm512_and_si512(moved, _mm512_set1_epi8((char)mask));
-}
-template <int b>
-static inline F byte_of(I a) {
-  return to_float(_mm512_and_si512(_mm512_srli_epi32(a, 8 * b), _mm512_set1_epi32(255)));
-}
-// Sums of four products of an unsigned and a signed byte, added to each word.
-template <bool is_small>
-static inline I dot(I sums, I codes, I x) {
-#if defined(__AVX512VNNI__)
-  return _mm512_dpbusd_epi32(sums, codes, x);
-#else
-  // Sums of two products must fit 16 bits: codes of eight bits go in two parts.
-  I ones = _mm512_set1_epi16(1);
-  if constexpr (is_small) {
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
-  }
-  I low = _mm512_maddubs_epi16(bits<0>(codes, 127), x);
-  I high = _mm512_maddubs_epi16(bits<7>(codes, 1), x);
-  sums = _mm512_add_epi32(sums, _mm512_madd_epi16(low, ones));
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(high, _mm512_set1_epi16(128)));
-#endif
-}
-
-#elif defined(__AVX2__)
-
-static inline I load_bytes(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-static inline I splat_word(int32_t x) { return _mm256_set1_epi32(x); }
-static inline I zero_words() { return _mm256_setzero_si256(); }
-static inline I both(I a, I b) { return _mm256_or_si256(a, b); }
-static inline I add_words(I a, I b) { return _mm256_add_epi32(a, b); }
-static inline F low_bf16(I a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
-static inline F high_bf16(I a) {
-  return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32((int)0xffff0000)));
-}
-static inline F to_float(I a) { return _mm256_cvtepi32_ps(a); }
-static inline F widen_bytes(const uint8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-}
-static inline F widen_bytes(const int8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-}
-template <int right>
-static inline I bits(I a, uint8_t mask) {
-  I moved = right >= 0 ? _mm256_srli_epi16(a, right >= 0 ? right : 0)
-                       : _mm256_slli_epi16(a, right < 0 ? -right : 0);
-  return _mm256_and_si256(moved, _mm256_set1_epi8((char)mask));
-}
-template <int b>
-static inline F byte_of(I a) {
-  return to_float(_mm256_and_si256(_mm256_srli_epi32(a, 8 * b), _mm256_set1_epi32(255)));
-}
-template <bool is_small>
-static inline I dot(I sums, I codes, I x) {
-  I ones = _mm256_set1_epi16(1);
-  if constexpr (is_small) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
-  }
-  I low = _mm256_maddubs_epi16(bits<0>(codes, 127), x);
-  I high = _mm256_maddubs_epi16(bits<7>(codes, 1), x);
-  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(low, ones));
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(high, _mm256_set1_epi16(128)));
-}
-
-#else
-
-typedef uint8_t Bytes __attribute__((vector_size(32)));
-typedef int8_t SignedBytes __attribute__((vector_size(32)));
+// Vectors of bytes and words, in the compiler's own operations: they become single instructions of
+// each set, but for the sums of products below.
+typedef int32_t Words __attribute__((vector_size(4 * W)));
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef uint16_t HalfWords __attribute__((vector_size(4 * W)));
 
 static inline I load_bytes(const uint8_t* p) {
   I a;
   __builtin_memcpy(&a, p, sizeof(a));
   return a;
 }
-static inline I splat_word(int32_t x) { return I{x, x, x, x, x, x, x, x}; }
+static inline I splat_word(int32_t x) { return (I)(Words{} + x); }
 static inline I zero_words() { return I{}; }
 static inline I both(I a, I b) { return a | b; }
-static inline I add_words(I a, I b) { return a + b; }
-static inline F low_bf16(I a) { return (F)(a << 16); }
-static inline F high_bf16(I a) { return (F)(a & (int32_t)0xffff0000); }
-static inline F to_float(I a) { return __builtin_convertvector(a, F); }
+static inline I add_words(I a, I b) { return (I)((Words)a + (Words)b); }
+static inline F low_bf16(I a) { return (F)((Words)a << 16); }
+static inline F high_bf16(I a) { return (F)((Words)a & (int32_t)0xffff0000); }
+static inline F to_float(I a) { return (F)__builtin_convertvector((Words)a, Floats); }
 template <class Byte>
 static inline F widen_bytes(const Byte* p) {
-  F a;
-  for (int i = 0; i < W; ++i) a[i] = p[i];
-  return a;
+  typedef Byte Bytes __attribute__((vector_size(W)));
+  Bytes bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return to_float((I)__builtin_convertvector(bytes, Words));
 }
+// Each byte moved right (left where negative), and masked. `byte_of`: byte b of each word.
 template <int right>
 static inline I bits(I a, uint8_t mask) {
-  Bytes moved = right >= 0 ? (Bytes)a >> (right >= 0 ? right : 0)
-                           : (Bytes)a << (right < 0 ? -right : 0);
-  return (I)(moved & mask);
+  HalfWords moved = right >= 0 ? (HalfWords)a >> (right >= 0 ? right : 0)
+                               : (HalfWords)a << (right < 0 ? -right : 0);
+  return (I)(moved & (uint16_t)(mask * 0x101));
 }
 template <int b>
 static inline F byte_of(I a) {
-  return to_float((a >> (8 * b)) & 255);
+  return to_float((I)((Words)a >> (8 * b) & 255));
 }
+
+// Sums of four products of an unsigned and a signed byte, added to each word. Without instructions
+// for it, sums of two products must fit 16 bits: codes that are not small go in two parts.
+#if defined(__AVX512VNNI__)
 template <bool is_small>
 static inline I dot(I sums, I codes, I x) {
+  return _mm512_dpbusd_epi32(sums, codes, x);
+}
+#elif defined(__AVX2__)
+#if defined(__AVX512F__)
+static inline I multiply_bytes(I codes, I x) { return _mm512_maddubs_epi16(codes, x); }
+static inline I multiply_pairs(I pairs, int16_t factor) {
+  return _mm512_madd_epi16(pairs, _mm512_set1_epi16(factor));
+}
+#else
+static inline I multiply_bytes(I codes, I x) { return _mm256_maddubs_epi16(codes, x); }
+static inline I multiply_pairs(I pairs, int16_t factor) {
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(factor));
+}
+#endif
+template <bool is_small>
+static inline I dot(I sums, I codes, I x) {
+  if constexpr (is_small) return add_words(sums, multiply_pairs(multiply_bytes(codes, x), 1));
+  I low = multiply_pairs(multiply_bytes(bits<0>(codes, 127), x), 1);
+  I high = multiply_pairs(multiply_bytes(bits<7>(codes, 1), x), 128);
+  return add_words(add_words(sums, low), high);
+}
+#else
+template <bool is_small>
+static inline I dot(I sums, I codes, I x) {
+  typedef uint8_t Bytes __attribute__((vector_size(4 * W)));
+  typedef int8_t SignedBytes __attribute__((vector_size(4 * W)));
   Bytes a = (Bytes)codes;
   SignedBytes b = (SignedBytes)x;
   for (int i = 0; i < 4 * W; ++i) sums[i / 4] += (int32_t)a[i] * b[i];
   return sums;
 }
-
 #endif
 
 constexpr int kQuad = 4 * kPanel;  // bytes of four inputs of all outputs
