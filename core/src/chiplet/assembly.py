@@ -10,7 +10,7 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chiplet.api import CompilationRequest, CompilingPlatform, Dtype, Platform, StepLimits
+from chiplet.api import CompilationRequest, CompilingPlatform, Dtype, KvCoding, Platform, StepLimits
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.formats.catalogue import resolve_model
 from chiplet.formats.checkpoint import Checkpoint, Readers, open_checkpoint
@@ -146,10 +146,13 @@ def _layer_context(
     ranks: RankGroup,
 ) -> LayerContext:
     assert config.model.context_length is not None
+    dtype, cached = Dtype(config.model.dtype), config.cache.kv_cache_dtype
+    coding = KvCoding(cached) if cached in frozenset(KvCoding) else None
     return LayerContext(
         bindings=selector,
-        dtype=Dtype(config.model.dtype),
-        kv_dtype=Dtype(config.cache.kv_cache_dtype),
+        dtype=dtype,
+        kv_dtype=Dtype(cached) if coding is None else dtype,
+        kv_coding=coding,
         page_size=config.cache.page_size,
         max_positions=config.model.context_length,
         device=platform.torch_device,

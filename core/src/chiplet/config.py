@@ -109,8 +109,9 @@ class CacheOptions:
     page_size: int = _option(16, "Tokens in one page of the KV cache.", minimum=1, maximum=1024)
     kv_cache_dtype: str = _option(
         "auto",
-        "Type of cached keys and values; 'auto' is that of the model.",
-        choices=("auto", "float32", "float16", "bfloat16"),
+        "Type of cached keys and values; 'auto' is that of the model, 'int8' has a scale for each "
+        "token and head, 'fp8' (E4M3) has none.",
+        choices=("auto", "float32", "float16", "bfloat16", "int8", "fp8"),
     )
     mem_fraction_static: float = _option(
         0.8,

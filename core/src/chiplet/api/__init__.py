@@ -6,9 +6,11 @@ from chiplet.api.attention import (
     AttentionProvider,
     AttentionRequest,
     HostPlanning,
+    KvCoding,
     KvLayout,
     KvSpec,
     PlanStorage,
+    SinkAttention,
 )
 from chiplet.api.communication import (
     CommunicationProvider,
@@ -117,6 +119,7 @@ __all__ = [
     "HostLengths",
     "HostPlanning",
     "InputLayout",
+    "KvCoding",
     "KvLayout",
     "KvSpec",
     "LayerFacts",
@@ -149,6 +152,7 @@ __all__ = [
     "SpmdPlatform",
     "Sampling",
     "ShapeBucket",
+    "SinkAttention",
     "Step",
     "StepCompiler",
     "StepInputs",

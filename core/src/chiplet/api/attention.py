@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     import torch
 
 
+class KvCoding(StrEnum):
+    """How keys and values are cached in eight bits each."""
+
+    INT8 = "int8"
+    """Of each token and head, `head_dim` whole numbers, then their scale, a float32. With m the
+    largest magnitude in float32, the scale is m / 127 and a code x * (127 / m), rounded to the
+    nearest, ties to even; where m is below 1e-30, all codes are 0."""
+    FP8 = "fp8"
+    """E4M3 of arXiv:2209.05433, rounded to the nearest, ties to even; what is beyond 448 becomes
+    448. There is no scale."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvSpec:
     """What one layer's KV cache must hold.
@@ -25,20 +38,34 @@ class KvSpec:
         num_kv_heads: heads of keys and values, of this rank.
         head_dim: elements of a head.
         page_size: tokens per page.
-        dtype: type of cached keys and values.
+        dtype: type of cached keys and values, unless they are coded.
+        coding: of keys and values in eight bits; None keeps them in `dtype`. The cache is a tensor
+            of bytes then.
     """
 
     num_kv_heads: int
     head_dim: int
     page_size: int
     dtype: Dtype
+    coding: KvCoding | None = None
+
+    @property
+    def row_width(self) -> int:
+        """Elements of a token's key, or value, of one head: bytes if it is coded."""
+        return self.head_dim + (4 if self.coding is KvCoding.INT8 else 0)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a token's key, or value, of one head."""
+        return self.row_width * (1 if self.coding else self.dtype.size_bytes)
 
 
 class KvLayout(Protocol):
     """Shape of one layer's pages, and the way to and from the canonical layout.
 
-    The canonical layout of `n` pages is `[n, 2, page_size, num_kv_heads, head_dim]`, keys first,
-    contiguous, in the cache's dtype.
+    The canonical layout of `n` pages is `[n, 2, page_size, num_kv_heads, row_width]`, keys first,
+    contiguous, in the cache's dtype; bytes where they are coded, those of a scale in the host's
+    order.
 
     Attributes:
         name: two layouts with the same name and spec are the same.
@@ -87,6 +114,9 @@ class AttentionRequest:
         dtype: type of queries, new keys and values, and output.
         kv: what the cache of each layer holds.
         window: a token sees the last `window` tokens, itself included; None sees all.
+        softcap: a score s, after `scale`, becomes softcap * tanh(s / softcap); None leaves it.
+            Source: arXiv:2408.00118, section 2.
+        has_sinks: see `SinkAttention`.
         features: derived from the fields above; checked before `assess`.
     """
 
@@ -98,6 +128,8 @@ class AttentionRequest:
     dtype: Dtype
     kv: KvSpec
     window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -107,6 +139,12 @@ class AttentionRequest:
             needed.add(Feature.SLIDING_WINDOW)
         if self.kv.dtype != self.dtype:
             needed.add(Feature.MIXED_KV_DTYPE)
+        if self.kv.coding is not None:
+            needed.add(Feature.INT8_KV if self.kv.coding is KvCoding.INT8 else Feature.FP8_KV)
+        if self.softcap is not None:
+            needed.add(Feature.SOFTCAP)
+        if self.has_sinks:
+            needed.add(Feature.SINKS)
         return frozenset(needed)
 
 
@@ -151,6 +189,32 @@ class AttentionImpl(Protocol):
         head_dim]`, possibly strided, last dimension contiguous; kv as the layout says, where rows
         that nobody wrote may hold anything, NaN included; returns
         `[num_tokens, num_heads, head_dim]`.
+        Mutates: `kv`, at the batch's `kv_rows`.
+        """
+        ...
+
+
+@runtime_checkable
+class SinkAttention(Protocol):
+    """What an `AttentionImpl` has besides, if the request has sinks; called in place of `run`.
+
+    A sink is one more score of a head, seen by all tokens, that has no value: softmax shares out
+    weight to it, and what it takes is lost. Source: arXiv:2309.17453, section 3, and the learned
+    form of gpt-oss.
+    """
+
+    def run_with_sinks(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        plan: AttentionPlan,
+        sinks: torch.Tensor,
+    ) -> torch.Tensor:
+        """See `AttentionImpl.run`.
+
+        Shapes: sinks `[num_heads] float32`, neither scaled nor capped; the others as there.
         Mutates: `kv`, at the batch's `kv_rows`.
         """
         ...

@@ -61,6 +61,7 @@ class PagedAttention:
                 head_dim=head_dim,
                 page_size=context.page_size,
                 dtype=context.kv_dtype,
+                coding=context.kv_coding,
             ),
             window=window,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from chiplet.api import Dtype, OpImpl, OpRequest, QuantizationFormat, WeightScheme
+from chiplet.api import Dtype, KvCoding, KvSpec, OpImpl, OpRequest, QuantizationFormat, WeightScheme
 from chiplet.api.ops import Op
 from chiplet.layers.bindings import Bindings
 from chiplet.parallel.group import ONE_RANK, RankGroup
@@ -24,6 +24,11 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     return _TORCH_DTYPES[dtype]
 
 
+def cache_dtype(spec: KvSpec) -> torch.dtype:
+    """The torch type of a cache's tensors."""
+    return torch.uint8 if spec.coding else _TORCH_DTYPES[spec.dtype]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerContext:
     """What every layer needs when it is made.
@@ -31,7 +36,8 @@ class LayerContext:
     Attributes:
         bindings: gives each layer its implementation.
         dtype: type of weights and activations.
-        kv_dtype: type of cached keys and values.
+        kv_dtype: type of cached keys and values, unless they are coded.
+        kv_coding: how they are coded in eight bits; None keeps them in `kv_dtype`.
         page_size: tokens per KV page.
         max_positions: positions that a sequence may have.
         device: where weights go.
@@ -48,6 +54,7 @@ class LayerContext:
     page_size: int
     max_positions: int
     device: torch.device
+    kv_coding: KvCoding | None = None
     ranks: RankGroup = ONE_RANK
     quantization: QuantizationFormat | None = None
     stored: Mapping[str, WeightScheme] = field(default_factory=dict[str, WeightScheme])

@@ -20,20 +20,21 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
+from chiplet.reference.kv_coding import decode, encode
 
 
 class CanonicalLayout:
-    """Pages as `[num_pages, 2, page_size, num_kv_heads, head_dim]`, keys first."""
+    """Pages as `[num_pages, 2, page_size, num_kv_heads, row_width]`, keys first."""
 
     name = "canonical"
 
     def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
         """Shape of all pages of one layer."""
-        return (num_pages, 2, spec.page_size, spec.num_kv_heads, spec.head_dim)
+        return (num_pages, 2, spec.page_size, spec.num_kv_heads, spec.row_width)
 
     def page_bytes(self, spec: KvSpec) -> int:
         """Bytes of one page of one layer."""
-        return 2 * spec.page_size * spec.num_kv_heads * spec.head_dim * spec.dtype.size_bytes
+        return 2 * spec.page_size * spec.num_kv_heads * spec.row_bytes
 
     def to_canonical(self, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> Tensor:
         """Copy pages out."""
@@ -96,38 +97,76 @@ class PlainAttention:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: ReferencePlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
-        kv[plan.page_ids, 0, plan.offsets] = k.to(kv.dtype)
-        kv[plan.page_ids, 1, plan.offsets] = v.to(kv.dtype)
+        return self._run(q, k, v, kv, plan, None)
+
+    def run_with_sinks(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: ReferencePlan, sinks: Tensor
+    ) -> Tensor:
+        """Write, then attend; see `chiplet.api.SinkAttention.run_with_sinks`."""
+        return self._run(q, k, v, kv, plan, sinks)
+
+    def _run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: Tensor,
+        plan: ReferencePlan,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        coding = self._request.kv.coding
+        for index, new in enumerate((k, v)):
+            row = new.to(kv.dtype) if coding is None else encode(new, coding)
+            kv[plan.page_ids, index, plan.offsets] = row
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         for rows, is_own, page_ids in plan.requests:
-            pages = kv[page_ids]  # [num_pages, 2, page_size, num_kv_heads, head_dim]
+            pages = kv[page_ids]  # [num_pages, 2, page_size, num_kv_heads, row_width]
+            if coding is not None:
+                pages = decode(pages, coding)
             keys, values = pages.transpose(0, 1).flatten(1, 2)
-            attended = self._attend(q[rows], keys, values, plan.positions[rows], is_own)
+            is_visible = self._visible(len(keys), plan.positions[rows], is_own)
+            attended = self._attend(q[rows], keys, values, is_visible, sinks)
             out[rows] = torch.where(is_own[:, None, None], attended, out[rows])
         return out
 
+    def _visible(self, num_columns: int, positions: Tensor, is_own: Tensor) -> Tensor:
+        """Which tokens see which, `[queries, num_columns] bool`.
+
+        Shapes: positions, is_own `[queries]`.
+        """
+        at = positions.unsqueeze(1)
+        seen = torch.arange(num_columns, device=positions.device).unsqueeze(0)
+        is_visible = (seen <= at) & is_own.unsqueeze(1)
+        if self._request.window is not None:
+            is_visible &= seen > at - self._request.window
+        return is_visible
+
     def _attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, is_own: Tensor
+        self, q: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, sinks: Tensor | None
     ) -> Tensor:
         """Tokens of one request; the result of others may be anything.
 
         Shapes: q `[queries, num_heads, head_dim]`; keys, values `[columns, num_kv_heads,
-        head_dim]`, anything past the request's length; positions, is_own `[queries]`; returns the
-        shape of q.
+        head_dim]`, anything past the request's length; is_visible `[queries, columns]`; sinks
+        `[num_heads]`; returns the shape of q.
         """
         wide = torch.promote_types(q.dtype, torch.float32)
-        group = self._request.num_heads // self._request.num_kv_heads
-        at = positions.unsqueeze(1)
-        seen = torch.arange(keys.shape[0], device=q.device).unsqueeze(0)
-        is_visible = (seen <= at) & is_own.unsqueeze(1)
-        if self._request.window is not None:
-            is_visible &= seen > at - self._request.window
+        group, softcap = (
+            self._request.num_heads // self._request.num_kv_heads,
+            self._request.softcap,
+        )
         # What no token sees may be NaN, which not even a weight of zero would hide.
         is_used = is_visible.any(dim=0)[:, None, None]
         keys = keys.to(wide).masked_fill(~is_used, 0).repeat_interleave(group, dim=1)
         values = values.to(wide).masked_fill(~is_used, 0).repeat_interleave(group, dim=1)
         scores = torch.einsum("qhd,khd->hqk", q.to(wide), keys) * self._request.scale
-        weights = torch.softmax(scores.masked_fill(~is_visible, -torch.inf), dim=-1)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~is_visible, -torch.inf)
+        if sinks is not None:
+            column = sinks.to(wide)[:, None, None].expand(-1, len(q), 1)
+            scores = torch.cat([scores, column], dim=-1)
+        weights = torch.softmax(scores, dim=-1)[..., : len(keys)]
         return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
 
 

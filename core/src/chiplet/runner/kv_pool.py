@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chiplet.api import KvLayout, KvSpec
 from chiplet.layers.attention import PagedAttention
-from chiplet.layers.context import torch_dtype
+from chiplet.layers.context import cache_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def allocate(
     layers = tuple(
         torch.empty(
             layouts[layer.request.group].shape(layer.request.kv, num_pages + 1),
-            dtype=torch_dtype(layer.request.kv.dtype),
+            dtype=cache_dtype(layer.request.kv),
             device=device,
         )
         for layer in attention_layers

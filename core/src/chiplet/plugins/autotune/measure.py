@@ -16,7 +16,7 @@ from chiplet.api import (
     LinearRequest,
     Platform,
 )
-from chiplet.layers.context import torch_dtype
+from chiplet.layers.context import cache_dtype, torch_dtype
 from chiplet.plugins.autotune.tuner import TunedRequest
 from chiplet.plugins.self_check.attention import make_batch
 from chiplet.plugins.self_check.linear import make_weights
@@ -88,7 +88,7 @@ def _attention_call(
     num_pages = pages * len(lengths)
     table = torch.arange(num_pages, dtype=torch.int32).view(len(lengths), pages)
     shape = layout.shape(spec, num_pages + 1)
-    kv = torch.zeros(shape, dtype=torch_dtype(spec.dtype), device=device)
+    kv = torch.zeros(shape, dtype=cache_dtype(spec), device=device)
     batch = make_batch(table, starts, lengths, spec.page_size, device)
     q, k, v = (
         torch.randn(num_tokens, heads, request.head_dim, device=device).to(dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengths
-from chiplet.layers.context import torch_dtype
+from chiplet.layers.context import cache_dtype, torch_dtype
 
 _LENGTHS = (5, 37)
 
@@ -25,9 +25,7 @@ def run_attention(
     ids = torch.arange(sum(pages), 0, -1)
     table = torch.zeros(len(pages), max(pages), dtype=torch.int32)
     table[0, : pages[0]], table[1, : pages[1]] = ids[: pages[0]], ids[pages[0] :]
-    kv = torch.zeros(
-        layout.shape(spec, sum(pages) + 1), dtype=torch_dtype(spec.dtype), device=device
-    )
+    kv = torch.zeros(layout.shape(spec, sum(pages) + 1), dtype=cache_dtype(spec), device=device)
     results: list[Tensor] = []
     for starts, lengths in (((0, 0), _LENGTHS), (_LENGTHS, (1, 1))):
         batch = make_batch(table, starts, lengths, spec.page_size, device)

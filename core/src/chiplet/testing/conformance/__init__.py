@@ -10,6 +10,7 @@ Each raises AssertionError with what was compared. A provider that refuses a req
 a reason, and nothing else.
 """
 
+from chiplet.reference.kv_coding import encode as encode_kv
 from chiplet.reference.ops import REFERENCE_OPS
 from chiplet.reference.quantization import dequantize, random_weights
 from chiplet.testing.conformance.attention import ATTENTION_CASES, check_attention, check_layout
@@ -42,6 +43,7 @@ __all__ = [
     "check_moe",
     "check_op",
     "dequantize",
+    "encode_kv",
     "is_served",
     "random_weights",
 ]

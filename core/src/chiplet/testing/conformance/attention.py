@@ -15,11 +15,13 @@ from chiplet.api import (
     KvLayout,
     KvSpec,
 )
+from chiplet.layers.context import cache_dtype
 from chiplet.reference.attention import CanonicalLayout, PlainAttention
 from chiplet.testing.conformance.attention_inputs import (
     AttentionCase,
     Inputs,
     PlacedTensors,
+    attend,
     make_inputs,
     on_device,
 )
@@ -94,7 +96,7 @@ def check_attention(
                 inputs.batch, context.torch_device, first_page=0, page_size=request.kv.page_size
             )
             plan = impl.plan(batch, layout)
-            out = impl.run(placed.q, placed.k, placed.v, kv.tensor, plan)
+            out = attend(impl, request, placed, kv.tensor, plan)
             assert_close(out.cpu(), plain, exact, f"{what}, {each}")
             placed.check(what)
             kv.check(what)
@@ -146,7 +148,7 @@ def check_layout(layout: KvLayout, spec: KvSpec, device: torch.device) -> None:
     Raises:
         AssertionError: they do not.
     """
-    num_pages, dtype = 7, TORCH_DTYPES[spec.dtype]
+    num_pages, dtype = 7, cache_dtype(spec)
     what = f"layout {layout.name}"
     buffer = GuardedBuffer(layout.shape(spec, num_pages), dtype, device)
     kv = buffer.tensor
@@ -155,8 +157,9 @@ def check_layout(layout: KvLayout, spec: KvSpec, device: torch.device) -> None:
     )
     kv.zero_()
     page_ids = torch.tensor([5, 0, 3], device=device)
-    one_page = (2, spec.page_size, spec.num_kv_heads, spec.head_dim)
-    canonical = torch.randn(3, *one_page).to(dtype).to(device)
+    one_page = (2, spec.page_size, spec.num_kv_heads, spec.row_width)
+    drawn = torch.randn(3, *one_page) if spec.coding is None else torch.randint(256, (3, *one_page))
+    canonical = drawn.to(dtype).to(device)
     layout.from_canonical(canonical, kv, page_ids, spec)
     back = layout.to_canonical(kv, page_ids, spec)
     assert back.is_contiguous(), f"{what}: the canonical copy is not contiguous"
@@ -224,4 +227,4 @@ def run_reference(request: AttentionRequest, inputs: Inputs) -> tuple[Tensor, Te
     plain: AttentionImpl = PlainAttention(request)
     cache = inputs.canonical.clone()
     plan = plain.plan(inputs.batch, CanonicalLayout())
-    return plain.run(inputs.q, inputs.k, inputs.v, cache, plan), cache
+    return attend(plain, request, inputs, cache, plan), cache

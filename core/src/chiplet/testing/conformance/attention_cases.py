@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
-from chiplet.api import AttentionRequest, Dtype, KvSpec
+from chiplet.api import AttentionRequest, Dtype, KvCoding, KvSpec
 from chiplet.testing.conformance.attention import (
     check_attention,
     check_far_pages,
@@ -78,6 +78,23 @@ def attention_request(
 def attention_cases() -> Iterator[Case]:
     """All cases, the same ones in the same order each time."""
     main = SHAPES[0]
+    yield from _plain_cases(main)
+    yield from _hard_cases(main)
+    yield from _feature_cases(main)
+    for shape, dtype in product(SHAPES, Dtype):
+        yield _layout_case(attention_request(shape, dtype), str(shape))
+    for shape, coding in product(SHAPES, KvCoding):
+        request = attention_request(shape, Dtype.BFLOAT16)
+        request = replace(request, kv=replace(request.kv, coding=coding))
+        yield _layout_case(request, f"{shape} {coding}")
+    for dtype in Dtype:
+        yield _far_case(main, dtype)
+        for name, holds in PROPERTIES.items():
+            yield _property_case(main, dtype, name, holds)
+
+
+def _plain_cases(main: Shape) -> Iterator[Case]:
+    """Every shape, type and window at every length."""
     for shape, dtype, window in product(SHAPES, Dtype, WINDOWS):
         for index, case in enumerate(_lengths(shape)):
             # A cheap case of each shape, and all lengths of the first one.
@@ -85,6 +102,10 @@ def attention_cases() -> Iterator[Case]:
             is_quick = is_quick and window in (None, 20)
             request = attention_request(shape, dtype, window=window)
             yield _case(shape, request, case, is_quick=is_quick)
+
+
+def _hard_cases(main: Shape) -> Iterator[Case]:
+    """Sharp and huge scores, and inputs that lie otherwise."""
     for dtype, window, case in product(Dtype, (None, 20), _lengths(main)[:-1]):
         request = attention_request(main, dtype, window=window)
         for scale in (SHARP, HUGE):
@@ -94,16 +115,29 @@ def attention_cases() -> Iterator[Case]:
             if placement is not Placement.STACKED:
                 is_quick = case.name == "mixed" and dtype is not Dtype.FLOAT16
                 yield _case(main, request, case, placement=placement, is_quick=is_quick)
+
+
+def _feature_cases(main: Shape) -> Iterator[Case]:
+    """Caches of other types, and what only some models have."""
     for dtype, kv_dtype, case in product(Dtype, Dtype, _lengths(main)[:-1]):
         if dtype is not kv_dtype:
             request = attention_request(main, dtype, kv_dtype=kv_dtype)
             yield _case(main, request, case, is_quick=case.name == "mixed")
-    for dtype in Dtype:
-        yield _far_case(main, dtype)
-        for shape in SHAPES:
-            yield _layout_case(shape, dtype)
-        for name, holds in PROPERTIES.items():
-            yield _property_case(main, dtype, name, holds)
+    for dtype, case in product(Dtype, _lengths(main)[:-1:2]):
+        for request in _beyond_plain(attention_request(main, dtype)):
+            for scale in (1.0, SHARP):
+                is_quick = case.name == "mixed" and scale == SHARP
+                yield _case(main, request, case, scale=scale, is_quick=is_quick)
+
+
+def _beyond_plain(request: AttentionRequest) -> Iterator[AttentionRequest]:
+    """The request with each feature that a model or a user may ask for, and with many."""
+    yield replace(request, softcap=2.5)
+    yield replace(request, has_sinks=True)
+    for coding in KvCoding:
+        coded = replace(request, kv=replace(request.kv, coding=coding))
+        yield coded
+        yield replace(coded, softcap=20.0, has_sinks=True, window=20, group="window")
 
 
 def _lengths(shape: Shape) -> Sequence[AttentionCase]:
@@ -145,7 +179,9 @@ def _case(
 
     features = [
         f"window {request.window}" if request.window is not None else "",
-        f"{request.kv.dtype} cache" if request.kv.dtype != request.dtype else "",
+        f"{request.kv.coding or request.kv.dtype} cache" if _has_other_cache(request) else "",
+        f"softcap {request.softcap:g}" if request.softcap is not None else "",
+        "sinks" if request.has_sinks else "",
         {SHARP: "sharp scores", HUGE: "huge scores"}.get(scale, ""),
         f"{placement} inputs" if placement is not Placement.STACKED else "",
     ]
@@ -182,9 +218,7 @@ def _far_case(shape: Shape, dtype: Dtype) -> Case:
     )
 
 
-def _layout_case(shape: Shape, dtype: Dtype) -> Case:
-    request = attention_request(shape, dtype)
-
+def _layout_case(request: AttentionRequest, name: str) -> Case:
     def check(subject: Subject) -> None:
         require_served(subject, request)
         layouts = subject.provider.build(request, subject.context).layouts()
@@ -195,9 +229,9 @@ def _layout_case(shape: Shape, dtype: Dtype) -> Case:
     return Case(
         family="attention",
         operation="attention",
-        dtype=str(dtype),
+        dtype=str(request.dtype),
         feature="to and from the canonical layout",
-        name=str(shape),
+        name=name,
         request=in_words(request),
         asked=request,
         is_quick=True,
@@ -227,6 +261,12 @@ def _property_case(shape: Shape, dtype: Dtype, name: str, holds: Property) -> Ca
 def in_words(request: AttentionRequest) -> str:
     """The request in a few words, as the support snapshot has it."""
     window = f", window {request.window}" if request.window is not None else ""
-    cache = f", {request.kv.dtype} cache" if request.kv.dtype != request.dtype else ""
+    cache = f", {request.kv.coding or request.kv.dtype} cache" if _has_other_cache(request) else ""
+    softcap = f", softcap {request.softcap:g}" if request.softcap is not None else ""
+    rest = f"{cache}{window}{softcap}{', sinks' if request.has_sinks else ''}"
     heads = f"{request.num_heads}/{request.num_kv_heads}x{request.head_dim}"
-    return f"attention {heads}, pages of {request.kv.page_size}, {request.dtype}{cache}{window}"
+    return f"attention {heads}, pages of {request.kv.page_size}, {request.dtype}{rest}"
+
+
+def _has_other_cache(request: AttentionRequest) -> bool:
+    return request.kv.coding is not None or request.kv.dtype != request.dtype

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from chiplet.api import AttentionRequest, ForwardBatch, HostLengths
+from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengths, SinkAttention
+from chiplet.layers.context import cache_dtype
+from chiplet.reference.kv_coding import encode
 from chiplet.testing.conformance.guards import Placement, place
 from chiplet.testing.conformance.tolerance import TORCH_DTYPES
 
@@ -45,8 +48,8 @@ class Inputs:
     """A batch with its cache, in main memory.
 
     Attributes:
-        canonical: `[num_pages, 2, page_size, num_kv_heads, head_dim]`, NaN wherever no token was
-            written.
+        canonical: `[num_pages, 2, page_size, num_kv_heads, row_width]`, NaN wherever no token was
+            written: all bits are set there.
     """
 
     batch: ForwardBatch
@@ -56,9 +59,10 @@ class Inputs:
     canonical: Tensor
 
     def widened(self) -> Inputs:
-        """The same in float64."""
-        wide = (each.double() for each in (self.q, self.k, self.v, self.canonical))
-        return Inputs(self.batch, *wide)
+        """The same in float64; a coded cache stays what it is."""
+        q, k, v = (each.double() for each in (self.q, self.k, self.v))
+        is_coded = self.canonical.dtype is torch.uint8
+        return Inputs(self.batch, q, k, v, self.canonical if is_coded else self.canonical.double())
 
 
 def make_inputs(request: AttentionRequest, case: AttentionCase, score_scale: float) -> Inputs:
@@ -72,16 +76,34 @@ def make_inputs(request: AttentionRequest, case: AttentionCase, score_scale: flo
     q, k, v = (
         torch.randn(batch.num_tokens, each, request.head_dim, generator=random) for each in heads
     )
-    shape = (num_pages, 2, spec.page_size, request.num_kv_heads, request.head_dim)
-    canonical = torch.full(shape, torch.nan, dtype=TORCH_DTYPES[spec.dtype])
+    shape = (num_pages, 2, spec.page_size, request.num_kv_heads, spec.row_bytes)
+    canonical = torch.full(shape, 255, dtype=torch.uint8).view(cache_dtype(spec))
     for index, (length, queries) in enumerate(
         zip(case.kv_lengths, case.query_lengths, strict=True)
     ):
         at = torch.arange(length - queries)
         pages, offsets = batch.page_table[index].long()[at // spec.page_size], at % spec.page_size
         old = torch.randn(len(at), 2, request.num_kv_heads, request.head_dim, generator=random)
-        canonical[pages, :, offsets] = old.to(canonical.dtype)
+        canonical[pages, :, offsets] = (
+            old.to(canonical.dtype) if spec.coding is None else encode(old, spec.coding)
+        )
     return Inputs(batch, (q * score_scale).to(dtype), k.to(dtype), v.to(dtype), canonical)
+
+
+def attend(
+    impl: AttentionImpl,
+    request: AttentionRequest,
+    inputs: Inputs | PlacedTensors,
+    kv: Tensor,
+    plan: Any,
+) -> Tensor:
+    """The implementation's output, with sinks if the request has them. Mutates: `kv`."""
+    if not request.has_sinks:
+        return impl.run(inputs.q, inputs.k, inputs.v, kv, plan)
+    assert isinstance(impl, SinkAttention), "built for sinks, and has no run_with_sinks"
+    random = torch.Generator().manual_seed(request.num_heads)
+    sinks = 2 * torch.randn(request.num_heads, generator=random)
+    return impl.run_with_sinks(inputs.q, inputs.k, inputs.v, kv, plan, sinks.to(kv.device))
 
 
 def make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple[ForwardBatch, int]:

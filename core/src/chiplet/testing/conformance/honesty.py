@@ -10,6 +10,7 @@ from chiplet.api import (
     CommunicationRequest,
     Dtype,
     Feature,
+    KvCoding,
     KvSpec,
     LinearRequest,
     MoeRequest,
@@ -118,8 +119,11 @@ def _attention(random: Random) -> AttentionRequest:
             head_dim=head_dim,
             page_size=random.choice((1, 2, 3, 8, 16, 24, 32, 128, 256)),
             dtype=random.choice((dtype, dtype, dtype, *Dtype)),
+            coding=random.choice((None, None, None, *KvCoding)),
         ),
         window=window,
+        softcap=random.choice((None, None, 1.0, 50.0)),
+        has_sinks=random.random() < 0.2,
     )
 
 
