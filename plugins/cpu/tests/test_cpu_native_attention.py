@@ -1,5 +1,7 @@
 """Attention by the plugin's own kernels, on every instruction set that this processor runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,10 +11,11 @@ from chiplet.api import (
     DeviceProbe,
     Dtype,
     ForwardBatch,
+    KvCoding,
     KvSpec,
     No,
 )
-from chiplet.testing.conformance import AttentionCase, check_attention, check_layout
+from chiplet.testing.conformance import AttentionCase, check_attention, check_layout, encode_kv
 from chiplet_cpu.attention.native import NativeAttentionProvider
 from chiplet_cpu.platform import CpuPlatform
 
@@ -59,6 +62,71 @@ def test_windows(isa, threads, window):
     request = make_request(Dtype.BFLOAT16, window=window)
     for case in CASES:
         assert check_attention(NativeAttentionProvider(), request, CONTEXT, case)
+
+
+GROUPS = (
+    # Two prefixes among the requests, some of which decode and one of which does not.
+    AttentionCase("a group", (1,) * 5 + (9,), (205, 193, 400, 194, 1200, 230), 12),
+    AttentionCase("rows of many members", (1,) * 40, tuple(range(130, 170)), 8),
+    AttentionCase("a prefix in parts", (1,) * 3, (1700, 1650, 1651), 103),
+    AttentionCase("nothing but the last token apart", (1, 1), (321, 321), 20),
+)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("case", GROUPS, ids=lambda case: case.name.replace(" ", "-"))
+def test_shared_prefixes(isa, threads, case, dtype):
+    request = make_request(dtype)
+    assert check_attention(NativeAttentionProvider(), request, CONTEXT, case)
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+@pytest.mark.parametrize("coding", [None, *KvCoding])
+@pytest.mark.parametrize(("softcap", "has_sinks"), [(None, False), (2.0, True)])
+def test_what_models_ask_for(isa, threads, softcap, has_sinks, coding, dtype):
+    request = make_request(dtype)
+    spec = replace(request.kv, coding=coding)
+    request = replace(request, softcap=softcap, has_sinks=has_sinks, kv=spec)
+    for case in (CASES[threads], GROUPS[0]):
+        assert check_attention(NativeAttentionProvider(), request, CONTEXT, case, score_scale=5.0)
+
+
+@pytest.mark.parametrize("coding", list(KvCoding))
+@pytest.mark.parametrize("shape", [(7, 7, 80, 32), (4, 1, 96, 128)], ids=str)
+def test_shapes_of_codes(isa, shape, coding):
+    request = make_request(Dtype.BFLOAT16, shape=shape)
+    request = replace(request, kv=replace(request.kv, coding=coding))
+    assert check_attention(NativeAttentionProvider(), request, CONTEXT, CASES[0])
+    (layout,) = NativeAttentionProvider().build(request, CONTEXT).layouts()
+    check_layout(layout, request.kv, CONTEXT.torch_device)
+
+
+def test_codes_of_every_number_are_those_of_the_reference(isa):
+    request = make_request(Dtype.FLOAT16, shape=(1, 1, 64, 16))
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    rows = every[every.isfinite()].view(-1, 1, 64)
+    for coding in KvCoding:
+        spec = replace(request.kv, coding=coding)
+        impl = NativeAttentionProvider().build(replace(request, kv=spec), CONTEXT)
+        (layout,) = impl.layouts()
+        num_pages = len(rows) // 16
+        kv = torch.zeros(layout.shape(spec, num_pages), dtype=torch.uint8)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).int()
+        batch = ForwardBatch(
+            num_decodes=0,
+            token_ids=torch.zeros(len(rows), dtype=torch.int32),
+            positions=torch.zeros(len(rows), dtype=torch.int32),
+            kv_rows=order,
+            query_starts=torch.zeros(2, dtype=torch.int32),
+            kv_lengths=torch.zeros(1, dtype=torch.int32),
+            page_table=torch.zeros(1, 1, dtype=torch.int32),
+            logit_rows=torch.zeros(1, dtype=torch.int32),
+            lengths_host=None,
+        )
+        impl.run(rows, rows, rows, kv, impl.plan(batch, layout))
+        cache = layout.to_canonical(kv, torch.arange(num_pages), spec)
+        written = cache.transpose(1, 2).flatten(0, 1)[order.long()]
+        assert torch.equal(written, encode_kv(rows, coding).unsqueeze(1).expand_as(written))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from typing import Any, Final
 # The type words of kernels/types.h.
 DTYPE_CODES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 
+# The types of keys and values in eight bits there; None is those that are not coded.
+KV_CODINGS: Final = {None: 0, "int8": 1, "fp8": 2}
+
 _MODULE = "chiplet_cpu._native"
 _REMEDY = "Install a C++20 compiler, then install chiplet-cpu again."
 

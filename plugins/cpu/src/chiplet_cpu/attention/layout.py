@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from chiplet.api import Dtype, KvSpec
+from chiplet.api import KvSpec
 
 
 class HeadsInPageLayout:
@@ -39,23 +41,24 @@ class WordsInPageLayout:
 
     P elements share a word: 2 of 16 bits, or one float32. Of each page come keys, then values; of
     each head come keys as `[head_dim / P, page_size, P]`, or values as `[page_size / P, head_dim,
-    P]`. The tensor's shape counts the same elements without their order.
+    P]`. Codes of eight bits lie like elements of 16; behind those of a head come the scales of its
+    tokens, if they have any. The tensor's shape counts the same elements without their order.
     """
 
     name = "words-in-page"
 
     def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
         """Shape of all pages of one layer."""
-        return (num_pages, 2, spec.num_kv_heads, spec.page_size, spec.head_dim)
+        return (num_pages, 2, spec.num_kv_heads, spec.page_size, spec.row_width)
 
     def page_bytes(self, spec: KvSpec) -> int:
         """Bytes of one page of one layer."""
-        return 2 * spec.num_kv_heads * spec.page_size * spec.head_dim * spec.dtype.size_bytes
+        return 2 * spec.num_kv_heads * spec.page_size * spec.row_bytes
 
     def to_canonical(self, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> Tensor:
         """Copy pages out."""
         pages = kv[page_ids]
-        shape = (len(page_ids), 2, spec.page_size, spec.num_kv_heads, spec.head_dim)
+        shape = (len(page_ids), 2, spec.page_size, spec.num_kv_heads, spec.row_width)
         canonical = torch.empty(shape, dtype=kv.dtype)
         for words, tokens in _in_words(pages, canonical, spec):
             tokens.copy_(words)
@@ -69,22 +72,23 @@ class WordsInPageLayout:
         kv[page_ids] = pages
 
 
-def _in_words(
-    pages: Tensor, canonical: Tensor, spec: KvSpec
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Keys, then values: views of the pages and of their canonical form, element for element."""
-    per_word = elements_per_word(spec.dtype)
-    head_words, page_words = spec.head_dim // per_word, spec.page_size // per_word
-    shape = (len(pages), spec.num_kv_heads)
-    keys = pages[:, 0].view(*shape, head_words, spec.page_size, per_word)
-    values = pages[:, 1].view(*shape, page_words, spec.head_dim, per_word)
-    tokens = canonical.permute(1, 0, 3, 2, 4)  # [2, n, num_kv_heads, page_size, head_dim]
-    return (
-        (keys, tokens[0].unflatten(3, (-1, per_word)).transpose(2, 3)),
-        (values, tokens[1].unflatten(2, (-1, per_word)).transpose(3, 4)),
-    )
+def _in_words(pages: Tensor, canonical: Tensor, spec: KvSpec) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys, values, and scales: views of the pages and of their canonical form, byte for byte."""
+    per_word = elements_per_word(spec)
+    page_size, head_dim = spec.page_size, spec.head_dim
+    num_elements = page_size * head_dim
+    heads = pages.flatten(3)  # [n, 2, num_kv_heads, page_size * row_width]
+    keys = heads[:, 0, :, :num_elements].unflatten(2, (head_dim // per_word, page_size, per_word))
+    values = heads[:, 1, :, :num_elements].unflatten(2, (page_size // per_word, head_dim, per_word))
+    rows = canonical.permute(1, 0, 3, 2, 4)  # [2, n, num_kv_heads, page_size, row_width]
+    tokens = rows[..., :head_dim]
+    yield keys, tokens[0].unflatten(3, (-1, per_word)).transpose(2, 3)
+    yield values, tokens[1].unflatten(2, (-1, per_word)).transpose(3, 4)
+    if spec.row_width > head_dim:
+        scales = heads[..., num_elements:].unflatten(3, (page_size, -1))
+        yield scales.transpose(0, 1), rows[..., head_dim:]
 
 
-def elements_per_word(dtype: Dtype) -> int:
-    """Elements of a type in 32 bits."""
-    return 4 // dtype.size_bytes
+def elements_per_word(spec: KvSpec) -> int:
+    """Elements that are multiplied together: those in 32 bits, of codes those in 16."""
+    return 2 if spec.coding else 4 // spec.dtype.size_bytes

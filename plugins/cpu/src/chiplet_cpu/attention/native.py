@@ -39,6 +39,8 @@ class NativeAttention:
             request.kv.page_size,
             request.window or 0,
             request.scale,
+            request.softcap or 0.0,
+            native.KV_CODINGS[request.kv.coding],
         )
 
     def layouts(self) -> tuple[KvLayout, ...]:
@@ -51,6 +53,17 @@ class NativeAttention:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: ForwardBatch) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
+        return self._attend(q, k, v, kv, plan, 0)
+
+    def run_with_sinks(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: ForwardBatch, sinks: Tensor
+    ) -> Tensor:
+        """Write, then attend; see `chiplet.api.SinkAttention.run_with_sinks`."""
+        return self._attend(q, k, v, kv, plan, sinks.data_ptr())
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: ForwardBatch, sinks: int
+    ) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype)
         q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
         page_table = plan.page_table
@@ -71,16 +84,26 @@ class NativeAttention:
             len(q),
             len(page_table),
             *self._shape,
+            sinks,
             out.data_ptr(),
         )
         return out
 
 
 class NativeAttentionProvider:
-    """Serves causal attention in every type, with or without a window."""
+    """Serves causal attention in every type, with all that a model may ask of it."""
 
     name = "native"
-    accepts = frozenset({Feature.SLIDING_WINDOW, Feature.MIXED_KV_DTYPE})
+    accepts = frozenset(
+        {
+            Feature.SLIDING_WINDOW,
+            Feature.MIXED_KV_DTYPE,
+            Feature.INT8_KV,
+            Feature.FP8_KV,
+            Feature.SOFTCAP,
+            Feature.SINKS,
+        }
+    )
 
     def assess(self, request: AttentionRequest) -> Verdict:
         """Yes where the kernels could be built and vectors fit into pages and heads."""
@@ -96,6 +119,8 @@ class NativeAttentionProvider:
             return No.because("head", f"{request.head_dim} wide; serves multiples of {_UNIT}")
         if not request.scale > 0:
             return No.because("scale", f"{request.scale}; serves positive ones")
+        if request.softcap is not None and not request.softcap > 0:
+            return No.because("softcap", f"{request.softcap}; serves positive ones")
         return Yes(Tier.VENDOR + 10, f"paged, {native.instruction_set()}")
 
     def build(self, request: AttentionRequest, context: BuildContext) -> NativeAttention:

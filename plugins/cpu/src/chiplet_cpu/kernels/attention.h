@@ -2,196 +2,15 @@
 // softmax that is corrected as larger scores appear. Included by isa.cpp.
 // Source: arXiv:2205.14135, algorithm 1; arXiv:1805.02867 for the running softmax.
 //
-// A page of one key head holds 32-bit words: one float32, or a pair of 16-bit numbers. Keys lie as
-// [head_dim / P][page_size] words, a word pairing neighbours along head_dim; values as
-// [page_size / P][head_dim] words, pairing neighbouring tokens. Both products then multiply one
-// broadcast word of a row with a vector of words, and nothing is transposed or summed across lanes.
+// A page of one key head holds words of P numbers: keys as [head_dim / P][page_size] words, a word
+// pairing neighbours along head_dim; values as [page_size / P][head_dim] words, pairing neighbouring
+// tokens. Numbers of eight bits lie in the order of 16-bit ones; see kv_pages.h.
 //
-// The query heads that share a key head are rows of one block: row = token * group + head.
+// The query heads that share a key head are rows of one block: row = token * group + head. So
+// are those of several requests, against tokens that they have in common; see AttentionItem.
 
-constexpr int kBlockTokens = 128;  // scores of a block stay in the first-level cache
 constexpr int kFewRows = 16;       // below, memory is what takes time
-constexpr int kTileVectors = W == 16 ? 4 : 2;
-constexpr int kTileRows = W == 16 ? 6 : 4;  // as many sums as registers hold
 
-static inline void widen_words(const uint32_t* p, const bf16*, F& low, F& high) {
-#if defined(__AVX512F__)
-  I words = _mm512_loadu_si512(p);
-  low = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-  high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32((int)0xffff0000)));
-#elif defined(__AVX2__)
-  I words = _mm256_loadu_si256((const I*)p);
-  low = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-  high = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)));
-#else
-  for (int i = 0; i < W; ++i) {
-    low[i] = float_of(p[i] << 16);
-    high[i] = float_of(p[i] & 0xffff0000);
-  }
-#endif
-}
-
-static inline void widen_words(const uint32_t* p, const f16*, F& low, F& high) {
-#if defined(__AVX512F__)
-  I words = _mm512_loadu_si512(p);
-  low = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
-  high = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
-#elif defined(__AVX2__)
-  I words = _mm256_loadu_si256((const I*)p);
-  auto narrowed = [](I x) {
-    I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
-    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
-  };
-  low = narrowed(_mm256_and_si256(words, _mm256_set1_epi32(0xffff)));
-  high = narrowed(_mm256_srli_epi32(words, 16));
-#else
-  for (int i = 0; i < W; ++i) {
-    low[i] = widen(f16{(uint16_t)p[i]});
-    high[i] = widen(f16{(uint16_t)(p[i] >> 16)});
-  }
-#endif
-}
-
-static inline float first_lane(F a) {
-#if defined(__AVX512F__)
-  return _mm512_cvtss_f32(a);
-#elif defined(__AVX2__)
-  return _mm256_cvtss_f32(a);
-#else
-  return a[0];
-#endif
-}
-
-// How a row meets words of the cache. Row: the type of its elements; kRowWords: those per word.
-
-struct FloatWords {
-  using Row = float;
-  static constexpr int kPerWord = 1;
-  static constexpr int kRowPerWord = 1;
-  struct Words {
-    F all;
-  };
-  static Words load_words(const uint32_t* p) { return {load((const float*)p)}; }
-  static F add(F sum, const Row* row, const Words& words) {
-    return fma(splat(row[0]), words.all, sum);
-  }
-};
-
-template <class T>
-struct WideWords {
-  using Row = float;
-  static constexpr int kPerWord = 2;
-  static constexpr int kRowPerWord = 2;
-  struct Words {
-    F low, high;
-  };
-  static Words load_words(const uint32_t* p) {
-    Words words;
-    widen_words(p, (const T*)nullptr, words.low, words.high);
-    return words;
-  }
-  static F add(F sum, const Row* row, const Words& words) {
-    return fma(splat(row[1]), words.high, fma(splat(row[0]), words.low, sum));
-  }
-};
-
-#if defined(__AVX512BF16__)
-// Subnormal weights become zero, as the processor has it.
-static inline void narrow_weights(bf16* p, F a) {
-  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(a));
-}
-
-// Pairs of bfloat16 multiplied by the processor, summed in float32.
-struct PairWords {
-  using Row = bf16;
-  static constexpr int kPerWord = 2;
-  static constexpr int kRowPerWord = 2;
-  struct Words {
-    __m512bh all;
-  };
-  static Words load_words(const uint32_t* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
-  static F add(F sum, const Row* row, const Words& words) {
-    int pair;
-    __builtin_memcpy(&pair, row, 4);
-    return _mm512_dpbf16_ps(sum, words.all, (__m512bh)_mm512_set1_epi32(pair));
-  }
-};
-#endif
-
-// A stretch of words that rows are multiplied with: `count` steps, `stride` words apart.
-struct Stretch {
-  const uint32_t* at[kTileVectors];
-  int64_t stride;
-  int count;
-};
-
-// out[R, V vectors] = out * factor + rows[R, ...] . stretches. `factors` may be null: then out is
-// overwritten. Rows continue from one stretch to the next.
-template <class Dot, int R, int V>
-static void multiply_words(const typename Dot::Row* rows, int64_t row_stride,
-                           const Stretch* stretches, int num_stretches, const float* factors,
-                           float* out, int64_t out_stride) {
-  F sums[R][V];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) {
-      sums[r][v] = factors ? load(out + r * out_stride + v * W) * splat(factors[r]) : zero();
-    }
-  }
-  for (int s = 0; s < num_stretches; ++s) {
-    const uint32_t* at[V];
-    for (int v = 0; v < V; ++v) at[v] = stretches[s].at[v];
-    int64_t stride = stretches[s].stride;
-    for (int k = 0; k < stretches[s].count; ++k) {
-      typename Dot::Words words[V];
-      for (int v = 0; v < V; ++v) {
-        words[v] = Dot::load_words(at[v]);
-        at[v] += stride;
-      }
-      for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) {
-          sums[r][v] = Dot::add(sums[r][v], rows + r * row_stride, words[v]);
-        }
-      }
-      rows += Dot::kRowPerWord;
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) store(out + r * out_stride + v * W, sums[r][v]);
-  }
-}
-
-template <class Dot, int V, int R = kTileRows>
-static void multiply_rows(int num_rows, const typename Dot::Row* rows, int64_t row_stride,
-                          const Stretch* stretches, int num_stretches, const float* factors,
-                          float* out, int64_t out_stride) {
-  while (num_rows >= R) {
-    multiply_words<Dot, R, V>(rows, row_stride, stretches, num_stretches, factors, out,
-                              out_stride);
-    num_rows -= R;
-    rows += R * row_stride;
-    out += R * out_stride;
-    factors = factors ? factors + R : nullptr;
-  }
-  if constexpr (R > 1) {
-    if (num_rows > 0) {
-      multiply_rows<Dot, V, R - 1>(num_rows, rows, row_stride, stretches, num_stretches, factors,
-                                   out, out_stride);
-    }
-  }
-}
-
-template <class Dot, int V = kTileVectors>
-static void multiply_vectors(int num_vectors, int num_rows, const typename Dot::Row* rows,
-                             int64_t row_stride, const Stretch* stretches, int num_stretches,
-                             const float* factors, float* out, int64_t out_stride) {
-  if (num_vectors == V) {
-    multiply_rows<Dot, V>(num_rows, rows, row_stride, stretches, num_stretches, factors, out,
-                          out_stride);
-  } else if constexpr (V > 1) {
-    multiply_vectors<Dot, V - 1>(num_vectors, num_rows, rows, row_stride, stretches,
-                                 num_stretches, factors, out, out_stride);
-  }
-}
 
 // The running softmax of a block of rows.
 struct Running {
@@ -232,6 +51,18 @@ static inline void soften(float* scores, int num_tokens, RowRange seen, float sc
   running.peak[row] = peak;
 }
 
+// Scores become softcap * tanh(scale * score / softcap), in place.
+static inline void cap_scores(float* scores, int num_tokens, float scale, float softcap) {
+  const F inner = splat(scale / softcap), outer = splat(softcap);
+  for (int i = 0; i < num_tokens; i += W) {
+    store(scores + i, outer * tanh(load(scores + i) * inner));
+  }
+}
+
+static inline void multiply_each(float* x, const float* factors, int count) {
+  for (int i = 0; i < count; i += W) store(x + i, load(x + i) * load(factors + i));
+}
+
 template <class Row>
 static const Row* weights_as(float* scores, int64_t stride, int num_rows, int num_tokens,
                              Row* narrow) {
@@ -247,33 +78,83 @@ static const Row* weights_as(float* scores, int64_t stride, int num_rows, int nu
   }
 }
 
+static inline const int32_t* pages_of(const AttentionArgs& a, const AttentionItem& item) {
+  return a.page_table + (item.members ? item.members[0] : item.request) * a.table_stride;
+}
+
+// The token in the batch of an item's row.
+static inline int64_t token_of(const AttentionArgs& a, const AttentionItem& item, int64_t row) {
+  int64_t index = row / a.group;
+  return item.members ? a.query_starts[item.members[index]]
+                      : a.query_starts[item.request] + index;
+}
+
+// Keys, or values, of an item's head in the page of a token; `width` bytes a token.
+static inline const char* in_page(const AttentionArgs& a, const AttentionItem& item,
+                                  const int32_t* pages, int64_t token, int of_values,
+                                  int64_t width) {
+  int64_t page = pages[token / a.page_size];
+  return (const char*)a.kv +
+         ((page * 2 + of_values) * a.num_kv_heads + item.head) * a.page_size * width;
+}
+
+// A block of keys or values. Pages lie scattered, where the processor's own prefetching ends with
+// each head of a page.
+static inline void prefetch_block(const AttentionArgs& a, const AttentionItem& item, int64_t begin,
+                                  int of_values) {
+  int64_t end = begin + kBlockTokens < item.kv_end ? begin + kBlockTokens : item.kv_end;
+  bool is_coded = a.coding != KvCoding::none;
+  int64_t d = a.head_dim, bytes = is_coded ? d : d * (a.kv_dtype == Dtype::float32 ? 4 : 2);
+  int64_t width = is_coded ? row_width(a.coding, d) : bytes;
+  const int32_t* pages = pages_of(a, item);
+  for (int64_t token = begin; token < end;) {
+    int64_t offset = token % a.page_size, left = a.page_size - offset;
+    int64_t taken = end - token < left ? end - token : left;
+    const char* at = in_page(a, item, pages, token, of_values, width) + offset * bytes;
+    for (int64_t i = 0; i < taken * bytes; i += 64) __builtin_prefetch(at + i);
+    token += taken;
+  }
+}
+
 template <class Dot>
 struct Attending {
   using Row = typename Dot::Row;
   static constexpr int P = Dot::kPerWord;
   const AttentionArgs& a;
   const AttentionItem& item;
-  int64_t head_words;  // of the keys, or the values, of one head in one page
-  const uint32_t* kv;
   const int32_t* pages;
+  int64_t page_tokens;  // of what is multiplied: a page, or tokens that were decoded
   Row* q;                  // [rows, head_dim]
   float* scores;           // [rows, kBlockTokens]
   Row* narrow;             // the same in the row type, unless that is float
   uint32_t* last_word;     // [head_dim]: the last values of an odd number
+  DecodedTokens decoded;
   Running running;
 
+  // Keys or values of the head in the page of a token; the place of the token there.
   const uint32_t* words(int64_t token, int of_values) const {
-    int64_t page = pages[token / a.page_size];
-    return kv + ((page * 2 + of_values) * a.num_kv_heads + item.head) * head_words;
+    if (a.coding != KvCoding::none) {
+      return (const uint32_t*)(of_values ? decoded.values : decoded.keys);
+    }
+    return (const uint32_t*)in_page(a, item, pages, token, of_values, a.head_dim * 4 / P);
+  }
+  int64_t place(int64_t token) const {
+    return (a.coding != KvCoding::none ? token - item.kv_begin : token) % page_tokens;
   }
 
-  // Pages lie scattered, where the processor's own prefetching ends with each head of a page.
-  void prefetch(int64_t begin, int64_t end, int of_values) const {
+  void decode(int64_t begin, int64_t end) {
+    for (int i = (int)(end - begin); i < kBlockTokens; ++i) {
+      decoded.key_scales[i] = decoded.value_scales[i] = 0;
+    }
+    int64_t width = row_width(a.coding, a.head_dim);
     for (int64_t token = begin; token < end;) {
       int64_t offset = token % a.page_size, left = a.page_size - offset;
       int64_t taken = end - token < left ? end - token : left;
-      const char* at = (const char*)words(token, of_values) + offset * a.head_dim * 4 / P;
-      for (int64_t i = 0; i < taken * a.head_dim * 4 / P; i += 64) __builtin_prefetch(at + i);
+      auto* keys = (const uint8_t*)in_page(a, item, pages, token, 0, width);
+      auto* values = (const uint8_t*)in_page(a, item, pages, token, 1, width);
+      auto decode_as = a.coding == KvCoding::int8 ? decode_page<KvCoding::int8>
+                                                  : decode_page<KvCoding::fp8>;
+      decode_as(keys, values, offset, taken, a.page_size, a.head_dim, token - begin, decoded);
       token += taken;
     }
   }
@@ -282,11 +163,11 @@ struct Attending {
     for (int first = 0; first < num_vectors; first += kTileVectors) {
       int count = num_vectors - first < kTileVectors ? num_vectors - first : kTileVectors;
       Stretch stretch;
-      stretch.stride = a.page_size;
+      stretch.stride = page_tokens;
       stretch.count = (int)(a.head_dim / P);
       for (int v = 0; v < count; ++v) {
         int64_t token = begin + (first + v) * W;
-        stretch.at[v] = words(token, 0) + token % a.page_size;
+        stretch.at[v] = words(token, 0) + place(token);
       }
       multiply_vectors<Dot>(count, item.num_rows, q, a.head_dim, &stretch, 1, nullptr,
                             scores + first * W, kBlockTokens);
@@ -300,7 +181,7 @@ struct Attending {
       int count = (int)(num_dims - first < kTileVectors ? num_dims - first : kTileVectors);
       int num = 0;
       for (int64_t token = begin; token < end;) {
-        int64_t offset = token % a.page_size, left = a.page_size - offset;
+        int64_t offset = place(token), left = page_tokens - offset;
         int64_t taken = end - token < left ? end - token : left;
         const uint32_t* at = words(token, 1) + offset / P * a.head_dim + first * W;
         if (taken / P > 0) {
@@ -327,29 +208,47 @@ struct Attending {
     return stretch;
   }
 
-  void run(int64_t first_position) {
+  void begin_rows() {
     for (int r = 0; r < item.num_rows; ++r) {
-      running.peak[r] = -3e38f;
-      running.total[r] = 0;
+      bool has_sink = a.sinks && item.is_first;
+      int64_t head = item.head * a.group + (item.first_row + r) % a.group;
+      running.peak[r] = has_sink ? a.sinks[head] : -3e38f;
+      running.total[r] = has_sink ? 1 : 0;
     }
     for (int64_t i = 0; i < item.num_rows * a.head_dim; ++i) running.sums[i] = 0;
+  }
+
+  // Scores of all rows become weights.
+  void soften_rows(int64_t begin, int64_t end, int num_tokens, int64_t first_position) {
+    for (int r = 0; r < item.num_rows; ++r) {
+      // Members of a group see all tokens that they have in common.
+      int64_t position =
+          item.members ? item.kv_end - 1 : first_position + (item.first_row + r) / a.group;
+      RowRange seen{0, position + 1 - begin};
+      if (a.window > 0) seen.begin = position + 1 - a.window - begin;
+      if (seen.end > end - begin) seen.end = end - begin;
+      float* row = scores + r * kBlockTokens;
+      if (a.coding == KvCoding::int8) multiply_each(row, decoded.key_scales, num_tokens);
+      if (a.softcap > 0) cap_scores(row, num_tokens, a.scale, a.softcap);
+      soften(row, num_tokens, seen, a.softcap > 0 ? 1 : a.scale, r, running);
+      if (a.coding == KvCoding::int8) multiply_each(row, decoded.value_scales, num_tokens);
+    }
+  }
+
+  void run(int64_t first_position, const AttentionItem* next) {
+    begin_rows();
+    bool is_few = item.num_rows <= kFewRows;
     for (int64_t begin = item.kv_begin; begin < item.kv_end; begin += kBlockTokens) {
       int64_t end = begin + kBlockTokens < item.kv_end ? begin + kBlockTokens : item.kv_end;
       int num_tokens = (int)((end - begin + W - 1) / W * W);
-      if (item.num_rows <= kFewRows) {
-        if (begin == item.kv_begin) prefetch(begin, end, 0);
-        prefetch(begin, end, 1);
-      }
+      if (is_few) prefetch_block(a, item, begin, 1);
+      if (a.coding != KvCoding::none) decode(begin, end);
       score(begin, num_tokens / W);
-      for (int r = 0; r < item.num_rows; ++r) {
-        int64_t position = first_position + (item.first_row + r) / a.group;
-        RowRange seen{0, position + 1 - begin};
-        if (a.window > 0) seen.begin = position + 1 - a.window - begin;
-        if (seen.end > end - begin) seen.end = end - begin;
-        soften(scores + r * kBlockTokens, num_tokens, seen, a.scale, r, running);
-      }
-      if (item.num_rows <= kFewRows && end < item.kv_end) {
-        prefetch(end, end + kBlockTokens < item.kv_end ? end + kBlockTokens : item.kv_end, 0);
+      soften_rows(begin, end, num_tokens, first_position);
+      if (is_few && end < item.kv_end) {
+        prefetch_block(a, item, end, 0);
+      } else if (is_few && next) {
+        prefetch_block(a, *next, next->kv_begin, 0);
       }
       add_values(begin, end,
                  weights_as<Row>(scores, kBlockTokens, item.num_rows, num_tokens, narrow));
@@ -358,58 +257,67 @@ struct Attending {
 };
 
 template <class T>
-static void finish_rows(const AttentionArgs& a, const AttentionItem& item, int64_t first_token,
-                        const Running& running) {
-  for (int r = 0; r < item.num_rows; ++r) {
+static void finish_rows(const AttentionArgs& a, const AttentionItem& item, const float* totals,
+                        const float* sums) {
+  for (int r = 0; r < item.num_rows; ++r, sums += a.head_dim) {
     int64_t row = item.first_row + r;
     int64_t head = item.head * a.group + row % a.group;
-    T* out = (T*)a.out + ((first_token + row / a.group) * a.num_kv_heads * a.group + head) *
-                             a.head_dim;
-    F inverse = splat(1.0f / running.total[r]);
-    const float* sums = running.sums + r * a.head_dim;
+    T* out = (T*)a.out +
+             (token_of(a, item, row) * a.num_kv_heads * a.group + head) * a.head_dim;
+    F inverse = splat(1.0f / totals[r]);
     for (int64_t i = 0; i < a.head_dim; i += W) store(out + i, load(sums + i) * inverse);
   }
 }
 
 template <class T, class Row>
-static void take_queries(const AttentionArgs& a, const AttentionItem& item, int64_t first_token,
-                         Row* q) {
+static void take_queries(const AttentionArgs& a, const AttentionItem& item, Row* q) {
   for (int r = 0; r < item.num_rows; ++r) {
     int64_t row = item.first_row + r;
     int64_t head = item.head * a.group + row % a.group;
-    const T* from = (const T*)a.q + (first_token + row / a.group) * a.q_row_stride +
+    const T* from = (const T*)a.q + token_of(a, item, row) * a.q_row_stride +
                     head * a.q_head_stride;
     for (int64_t i = 0; i < a.head_dim; i += W) store(q + r * a.head_dim + i, load(from + i));
   }
 }
 
 template <class Dot>
-static void attend_item(const AttentionArgs& a, const AttentionItem& item) {
+static void attend_item(const AttentionArgs& a, const AttentionItem& item,
+                        const AttentionItem* next) {
   using Row = typename Dot::Row;
   int64_t rows = item.num_rows, d = a.head_dim;
   // Each part is a multiple of 64 bytes.
   int64_t floats = rows * (d + kBlockTokens) + 3 * kAttentionRows;
   int64_t words = d + (rows * d + rows * kBlockTokens);
-  char* memory = (char*)pool::own_memory((floats + words) * 4);
-  Attending<Dot> work{a, item, d * a.page_size / Dot::kPerWord, (const uint32_t*)a.kv};
-  work.pages = a.page_table + item.request * a.table_stride;
-  work.running.sums = (float*)memory;
-  work.scores = work.running.sums + rows * d;
-  work.running.peak = work.scores + rows * kBlockTokens;
-  work.running.total = work.running.peak + kAttentionRows;
-  work.running.factors = work.running.total + kAttentionRows;
-  work.last_word = (uint32_t*)(work.running.factors + kAttentionRows);
-  work.q = (Row*)(work.last_word + d);
-  work.narrow = work.q + rows * d;
-  int64_t first_token = a.query_starts[item.request];
-  int64_t num_queries = a.query_starts[item.request + 1] - first_token;
-  CHIPLET_DISPATCH(a.dtype, T, take_queries<T>(a, item, first_token, work.q))
-  work.run(a.kv_lengths[item.request] - num_queries);
+  int64_t decoded = a.coding != KvCoding::none ? (d + 2) * kBlockTokens : 0;
+  float* memory = (float*)pool::own_memory((floats + words + decoded) * 4);
+  auto take = [&memory](int64_t count) {
+    float* taken = memory;
+    memory += count;
+    return taken;
+  };
+  Attending<Dot> work{a, item, pages_of(a, item)};
+  work.page_tokens = decoded ? kBlockTokens : a.page_size;
+  work.running.sums = take(rows * d);
+  work.scores = take(rows * kBlockTokens);
+  work.running.peak = take(kAttentionRows);
+  work.running.total = take(kAttentionRows);
+  work.running.factors = take(kAttentionRows);
+  work.last_word = (uint32_t*)take(d);
+  work.q = (Row*)take(rows * d);
+  work.narrow = (Row*)take(rows * kBlockTokens);
+  if (decoded) {
+    int64_t pairs = d * kBlockTokens / 2;
+    work.decoded = {(bf16*)take(pairs), (bf16*)take(pairs), take(kBlockTokens),
+                    take(kBlockTokens)};
+  }
+  int64_t num_queries = a.query_starts[item.request + 1] - a.query_starts[item.request];
+  CHIPLET_DISPATCH(a.dtype, T, take_queries<T>(a, item, work.q))
+  work.run(a.kv_lengths[item.request] - num_queries, next);
   if (item.part < 0) {
-    CHIPLET_DISPATCH(a.dtype, T, finish_rows<T>(a, item, first_token, work.running))
+    CHIPLET_DISPATCH(a.dtype, T, finish_rows<T>(a, item, work.running.total, work.running.sums))
     return;
   }
-  float* part = a.parts + item.part * kAttentionRows * (d + 2);
+  float* part = a.parts + item.part * (d + 2);
   for (int64_t r = 0; r < rows; ++r, part += d + 2) {
     part[0] = work.running.peak[r];
     part[1] = work.running.total[r];
@@ -420,75 +328,54 @@ static void attend_item(const AttentionArgs& a, const AttentionItem& item) {
 static void attend(const AttentionArgs& a, const AttentionItem* items, int64_t begin,
                    int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    switch (a.kv_dtype) {
-      case Dtype::float32: attend_item<FloatWords>(a, items[i]); break;
-      case Dtype::float16: attend_item<WideWords<f16>>(a, items[i]); break;
+    const AttentionItem* next = i + 1 < end ? items + i + 1 : nullptr;
+    if (i == begin && items[i].num_rows <= kFewRows) {
+      prefetch_block(a, items[i], items[i].kv_begin, 0);
+    }
+    // Codes are decoded to bfloat16.
+    Dtype kv_dtype = a.coding != KvCoding::none ? Dtype::bfloat16 : a.kv_dtype;
+    switch (kv_dtype) {
+      case Dtype::float32: attend_item<FloatWords>(a, items[i], next); break;
+      case Dtype::float16: attend_item<WideWords<f16>>(a, items[i], next); break;
       case Dtype::bfloat16:
 #if defined(__AVX512BF16__)
         if (a.dtype == Dtype::bfloat16) {
-          attend_item<PairWords>(a, items[i]);
+          attend_item<PairWords>(a, items[i], next);
           break;
         }
 #endif
-        attend_item<WideWords<bf16>>(a, items[i]);
+        attend_item<WideWords<bf16>>(a, items[i], next);
     }
   }
 }
 
-// Joins the parts of items [begin, end), each of which names its first part and their number.
-static void join_parts(const AttentionArgs& a, const AttentionItem* joined, int64_t begin,
+// Adds what another part found of the same row: peak, total, weighted values.
+static inline void merge_part(float* mine, const float* theirs, int64_t d) {
+  float peak = mine[0] > theirs[0] ? mine[0] : theirs[0];
+  F factor = exp(splat(mine[0] - peak)), other = exp(splat(theirs[0] - peak));
+  mine[0] = peak;
+  mine[1] = mine[1] * first_lane(factor) + theirs[1] * first_lane(other);
+  for (int64_t i = 2; i < d + 2; i += W) {
+    store(mine + i, fma(load(theirs + i), other, load(mine + i) * factor));
+  }
+}
+
+static void join_parts(const AttentionArgs& a, const AttentionJoin* joins, int64_t begin,
                        int64_t end) {
-  int64_t d = a.head_dim;
-  for (int64_t i = begin; i < end; ++i) {
-    const AttentionItem& item = joined[i];
-    float* first = a.parts + item.part * kAttentionRows * (d + 2);
-    int64_t first_token = a.query_starts[item.request];
-    for (int r = 0; r < item.num_rows; ++r, first += d + 2) {
-      for (int64_t p = 1; p < item.kv_end; ++p) {
-        float* next = first + p * kAttentionRows * (d + 2);
-        float peak = first[0] > next[0] ? first[0] : next[0];
-        F mine = exp(splat(first[0] - peak)), theirs = exp(splat(next[0] - peak));
-        first[0] = peak;
-        first[1] = first[1] * first_lane(mine) + next[1] * first_lane(theirs);
-        for (int64_t k = 0; k < d; k += W) {
-          store(first + 2 + k, fma(load(next + 2 + k), theirs, load(first + 2 + k) * mine));
+  int64_t width = a.head_dim + 2;
+  for (const AttentionJoin* join = joins + begin; join < joins + end; ++join) {
+    AttentionItem row = join->rows;
+    row.num_rows = 1;
+    for (int64_t r = 0; r < join->rows.num_rows; ++r, ++row.first_row) {
+      float* mine = a.parts + (join->own.first + r) * width;
+      const AttentionParts sources[] = {join->own, join->shared};
+      for (const AttentionParts& each : sources) {
+        for (int64_t p = 0; p < each.count; ++p) {
+          const float* part = a.parts + (each.first + r + p * each.stride) * width;
+          if (part != mine) merge_part(mine, part, a.head_dim);
         }
       }
-      float sums_row = first[1];
-      AttentionItem one = item;
-      one.first_row += r;
-      one.num_rows = 1;
-      Running running{nullptr, &sums_row, nullptr, first + 2};
-      CHIPLET_DISPATCH(a.dtype, T, finish_rows<T>(a, one, first_token, running))
+      CHIPLET_DISPATCH(a.dtype, T, finish_rows<T>(a, row, mine + 1, mine + 2))
     }
   }
-}
-
-// Keys and values of tokens [begin, end) into their pages.
-template <class T, class K>
-static void write_kv_rows(const KvWriteArgs& a, int64_t begin, int64_t end) {
-  constexpr int P = 4 / sizeof(K);
-  int64_t d = a.head_dim, head_size = a.page_size * d;
-  K* narrow = (K*)pool::own_memory(d * 4);
-  for (int64_t token = begin; token < end; ++token) {
-    int64_t page = a.kv_rows[token] / a.page_size, at = a.kv_rows[token] % a.page_size;
-    K* keys = (K*)a.kv + page * 2 * a.num_kv_heads * head_size;
-    for (int64_t head = 0; head < a.num_kv_heads; ++head, keys += head_size) {
-      const T* k = (const T*)a.k + token * a.k_row_stride + head * a.k_head_stride;
-      const T* v = (const T*)a.v + token * a.v_row_stride + head * a.v_head_stride;
-      for (int64_t i = 0; i < d; i += W) store(narrow + i, load(k + i));
-      for (int64_t i = 0; i < d; i += P) {
-        for (int p = 0; p < P; ++p) keys[(i / P * a.page_size + at) * P + p] = narrow[i + p];
-      }
-      for (int64_t i = 0; i < d; i += W) store(narrow + i, load(v + i));
-      K* values = keys + a.num_kv_heads * head_size + at / P * d * P + at % P;
-      for (int64_t i = 0; i < d; ++i) values[i * P] = narrow[i];
-    }
-  }
-}
-
-static void write_kv(const KvWriteArgs& a, int64_t begin, int64_t end) {
-  CHIPLET_DISPATCH(a.dtype, T, CHIPLET_DISPATCH(a.kv_dtype, K, {
-                     write_kv_rows<T, K>(a, begin, end);
-                   }))
 }

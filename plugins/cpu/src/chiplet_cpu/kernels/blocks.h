@@ -35,12 +35,32 @@ static inline I add_words(I a, I b) { return (I)((Words)a + (Words)b); }
 static inline F low_bf16(I a) { return (F)((Words)a << 16); }
 static inline F high_bf16(I a) { return (F)((Words)a & (int32_t)0xffff0000); }
 static inline F to_float(I a) { return (F)__builtin_convertvector((Words)a, Floats); }
+// The compiler's own conversion would take bytes one by one.
+#if defined(__AVX512F__)
+static inline I words_of(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+static inline I words_of(const int8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+#elif defined(__AVX2__)
+static inline I words_of(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+static inline I words_of(const int8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+#else
+template <class Byte>
+static inline I words_of(const Byte* p) {
+  I a;
+  for (int i = 0; i < W; ++i) a[i] = p[i];
+  return a;
+}
+#endif
 template <class Byte>
 static inline F widen_bytes(const Byte* p) {
-  typedef Byte Bytes __attribute__((vector_size(W)));
-  Bytes bytes;
-  __builtin_memcpy(&bytes, p, sizeof(bytes));
-  return to_float((I)__builtin_convertvector(bytes, Words));
+  return to_float(words_of(p));
 }
 // Each byte moved right (left where negative), and masked. `byte_of`: byte b of each word.
 template <int right>

@@ -14,11 +14,15 @@ namespace CHIPLET_ISA {
 
 #include "vec.h"
 
-#include "attention.h"
 #include "blocks.h"
 #include "elementwise.h"
 #include "linear.h"
 #include "sampling.h"
+
+#include "attention_words.h"
+#include "kv_pages.h"  // with the conversions of blocks.h
+
+#include "attention.h"
 
 #include "int8_linear.h"  // after linear.h, whose last step it shares
 #include "word_linear.h"

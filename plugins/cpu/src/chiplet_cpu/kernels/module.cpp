@@ -115,7 +115,8 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
                int64_t v_row_stride, int64_t v_head_stride, void* kv, void* kv_rows,
                void* query_starts, void* kv_lengths, void* page_table, int64_t table_stride,
                int64_t num_tokens, int64_t num_requests, int64_t num_kv_heads, int64_t group,
-               int64_t head_dim, int64_t page_size, int64_t window, double scale, void* out) {
+               int64_t head_dim, int64_t page_size, int64_t window, double scale, double softcap,
+               int64_t coding, void* sinks, void* out) {
   auto type = (Dtype)dtype, kv_type = (Dtype)kv_dtype;
   KvWriteArgs write{k,
                     v,
@@ -129,11 +130,13 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
                     head_dim,
                     page_size,
                     type,
-                    kv_type};
+                    kv_type,
+                    (KvCoding)coding};
   AttentionArgs a{q,
                   kv,
                   out,
                   nullptr,
+                  (float*)sinks,
                   (int32_t*)query_starts,
                   (int32_t*)kv_lengths,
                   (int32_t*)page_table,
@@ -146,8 +149,10 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
                   page_size,
                   window,
                   (float)scale,
+                  (float)softcap,
                   type,
-                  kv_type};
+                  kv_type,
+                  (KvCoding)coding};
   calls::attention(a, write, num_tokens, num_requests);
 }
 

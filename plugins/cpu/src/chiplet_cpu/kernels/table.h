@@ -108,24 +108,38 @@ struct AttentionArgs {
   const void* q;  // [tokens, heads, head_dim]
   const void* kv;  // [pages, 2, num_kv_heads, words of a head]; see attention.h
   void* out;      // [tokens, heads, head_dim], contiguous
-  float* parts;   // [parts, kAttentionRows, 2 + head_dim]: peak, total, weighted values
+  float* parts;   // [rows of parts, 2 + head_dim]: peak, total, weighted values
+  const float* sinks;  // [heads], or null
   const int32_t *query_starts, *kv_lengths, *page_table;
   int64_t q_row_stride, q_head_stride, table_stride;
   int64_t num_kv_heads, group, head_dim, page_size;
   int64_t window;  // 0: all
-  float scale;
+  float scale, softcap;  // softcap 0: none
   Dtype dtype, kv_dtype;
+  KvCoding coding;
 };
 
 constexpr int kAttentionRows = 96;
 
-// Some query rows (token * group + head) of one request and key head, against some of its tokens.
-// For `join_parts`, kv_end is how many parts there are, beginning with `part`.
+// Some query rows of one key head, against some tokens: rows (token * group + head) of a request, or
+// of several with one token each (member * group + head), all of whose rows see all the tokens.
 struct AttentionItem {
-  int64_t request, head, first_row;
-  int num_rows;
-  int part;  // -1: the only one, which writes the result
+  int64_t request, head, first_row, num_rows;
   int64_t kv_begin, kv_end;
+  int64_t part;            // its first row among those of parts; -1: it writes the result itself
+  const int32_t* members;  // requests whose rows these are; null: of `request` alone
+  bool is_first;           // of the parts of its rows: the one that counts sinks
+};
+
+// Some rows of parts, one run of them after another.
+struct AttentionParts {
+  int64_t first, count, stride;
+};
+
+// Rows whose parts are joined: some of their own, some shared with others.
+struct AttentionJoin {
+  AttentionItem rows;
+  AttentionParts own, shared;
 };
 
 struct KvWriteArgs {
@@ -135,6 +149,7 @@ struct KvWriteArgs {
   int64_t k_row_stride, k_head_stride, v_row_stride, v_head_stride;
   int64_t num_kv_heads, head_dim, page_size;
   Dtype dtype, kv_dtype;
+  KvCoding coding;
 };
 
 struct Kernels {
@@ -158,7 +173,7 @@ struct Kernels {
   void (*int8_channels)(Dtype, const LinearArgs&, const WordArgs&, int64_t begin,
                         int64_t end);  // panels
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
-  void (*join_parts)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
+  void (*join_parts)(const AttentionArgs&, const AttentionJoin*, int64_t begin, int64_t end);
   void (*argmax)(Dtype, const ArgmaxArgs&, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);
 };

@@ -222,3 +222,22 @@ static inline F exp(F x) {
   p = fma(p * r, r, r + splat(1.0f));
   return scale_by_power(p, n, x, limit);
 }
+
+// tanh x within 4 units in the last place. Source: Eigen's rational function, of degrees 13 and 6;
+// beyond its bounds tanh rounds to 1.
+static inline F tanh(F x) {
+  x = min(splat(7.90531110763549805f), max(splat(-7.90531110763549805f), x));
+  F square = x * x;
+  F p = splat(-2.76076847742355e-16f);
+  p = fma(p, square, splat(2.00018790482477e-13f));
+  p = fma(p, square, splat(-8.60467152213735e-11f));
+  p = fma(p, square, splat(5.12229709037114e-08f));
+  p = fma(p, square, splat(1.48572235717979e-05f));
+  p = fma(p, square, splat(6.37261928875436e-04f));
+  p = fma(p, square, splat(4.89352455891786e-03f));
+  F q = splat(1.19825839466702e-06f);
+  q = fma(q, square, splat(1.18534705686654e-04f));
+  q = fma(q, square, splat(2.26843463243900e-03f));
+  q = fma(q, square, splat(4.89352518554385e-03f));
+  return x * p / q;
+}
