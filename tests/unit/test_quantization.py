@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from chiplet.api import Activations, Coding, Feature, Granularity, LinearRequest, WeightScheme
 from chiplet.config import Dtype
+from chiplet.reference import quantization
+from chiplet.reference.linear import quantized_product
 from chiplet.reference.quantization import (
     dequantize,
     dequantize_to,
     pack_halves,
+    pieces,
     quantize_activations,
     random_weights,
     unpack_halves,
@@ -62,6 +67,25 @@ def test_every_scheme_means_what_is_written(scheme: WeightScheme) -> None:
             np.testing.assert_allclose(
                 float(values[row, column]), expected_value(weights, row, column), rtol=1e-6
             )
+
+
+@pytest.mark.parametrize("scheme", WEIGHT_SCHEMES, ids=str)
+def test_a_product_never_needs_the_whole_weight_in_values(
+    scheme: WeightScheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = random_weights(scheme, (N, K), generator, K**-0.5)
+    bias = torch.randn(N, generator=generator)
+    weights = replace(weights, bias=bias)
+    x = torch.randn(3, K, generator=generator)
+    whole = quantized_product(x, weights, torch.float64)
+    monkeypatch.setattr(quantization, "_PIECE_BYTES", 7 * K)
+    parts = pieces(weights)
+    assert torch.allclose(quantized_product(x, weights, torch.float64), whole, atol=1e-9)
+    assert torch.equal(dequantize_to(weights, torch.float32), dequantize(weights))
+    if scheme.granularity is not Granularity.BLOCK:
+        assert max(each.weight.nbytes for each in parts) <= 7 * K
+        assert sum(len(each.weight) for each in parts) == N
 
 
 @pytest.mark.parametrize("scheme", WEIGHT_SCHEMES, ids=str)

@@ -18,7 +18,7 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
-from chiplet.reference.quantization import dequantize, picked, quantize_activations
+from chiplet.reference.quantization import dequantize, picked, pieces, quantize_activations
 
 
 class PlainLinear:
@@ -65,8 +65,10 @@ def quantized_product(
     if scheme.activations is not Activations.KEPT:
         codes, scale = quantize_activations(x, scheme, weights.input_scale)
         values = codes.to(dtype) * scale.to(dtype)
-    bias = None if weights.bias is None else weights.bias.to(dtype)
-    return F.linear(values, dequantize(replace(weights, bias=None)).to(dtype), bias)
+    parts = pieces(replace(weights, bias=None))
+    products = [F.linear(values, dequantize(part).to(dtype)) for part in parts]
+    product = torch.cat(products, dim=1) if len(products) > 1 else products[0]
+    return product if weights.bias is None else product + weights.bias.to(dtype)
 
 
 class ReferenceLinear:

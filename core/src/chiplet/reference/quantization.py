@@ -16,6 +16,10 @@ from chiplet.reference.gguf_blocks import dequantize as dequantize_blocks
 
 FP8_MAX = 448.0
 INT8_MAX = 127.0
+
+_PIECE_BYTES = 1 << 20
+"""Codes that are dequantized together where memory is to be saved."""
+
 # E2M1 by code; the upper half has the sign bit.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Where the half-precision numbers of a GGUF block stand, in bytes.
@@ -63,19 +67,27 @@ def dequantize_to(weights: LinearWeights, dtype: torch.dtype) -> Tensor:
 
     Shapes: `[N, K]`.
     """
-    num_rows = weights.weight.shape[0]
-    if weights.scheme is None or weights.scheme.granularity is Granularity.BLOCK:
-        return dequantize(weights).to(dtype)
-    step = max(1, (1 << 20) // max(1, weights.weight.shape[1]))
-    starts = range(0, num_rows, step)
-    parts = [rows(weights, begin, min(begin + step, num_rows)) for begin in starts]
-    if len(parts) == 1:
-        return dequantize(weights).to(dtype)
+    parts = pieces(weights)
     first = dequantize(parts[0]).to(dtype)
-    target = first.new_empty(num_rows, first.shape[1])
-    for index, part in enumerate(parts):
-        target[index * step : index * step + part.weight.shape[0]] = dequantize(part)
+    if len(parts) == 1:
+        return first
+    target = first.new_empty(weights.weight.shape[0], first.shape[1])
+    begin = 0
+    for part in parts:
+        end = begin + part.weight.shape[0]
+        target[begin:end] = dequantize(part)
+        begin = end
     return target
+
+
+def pieces(weights: LinearWeights) -> list[LinearWeights]:
+    """The weight in runs of its rows, small enough to be dequantized beside much else, as views."""
+    if weights.scheme is None or weights.scheme.granularity is Granularity.BLOCK:
+        return [weights]
+    num_rows, row_bytes = weights.weight.shape
+    step = max(1, _PIECE_BYTES // max(1, row_bytes))
+    starts = range(0, num_rows, step)
+    return [rows(weights, begin, min(begin + step, num_rows)) for begin in starts] or [weights]
 
 
 def rows(weights: LinearWeights, begin: int, end: int) -> LinearWeights:
