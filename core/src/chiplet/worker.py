@@ -14,6 +14,7 @@ from chiplet.engine import Engine
 from chiplet.errors import ConfigError
 from chiplet.formats.quantization.registry import NONE
 from chiplet.memory.kv_manager import KvManager
+from chiplet.models.own_mappings import large_tensors_in_own_mappings
 from chiplet.plugins import DeviceChoice, SelectionPlan, begin_choice, discover
 from chiplet.plugins.blame import dispensable
 from chiplet.recovery import Recovery
@@ -59,7 +60,9 @@ def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Eng
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
     """
-    parts = assemble(config, choice)
+    # What the self-check makes is as large as weights, and goes again.
+    with large_tensors_in_own_mappings():
+        parts = assemble(config, choice)
     free_bytes = parts.platform.memory().free_bytes
     load(parts)
     num_pages = _num_pages(parts, free_bytes)
