@@ -12,8 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ACCELERATORS = {"v5e:2x2": "v5litepod-4", "v6e:2x2": "v6e-4", "tpu7x:2x2x1": "tpu7x-8"}
 
+# A minute or two each, where nothing else wants the processor.
+PATIENCE_S = 1200
+
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(PATIENCE_S + 20),
     pytest.mark.skipif(
         find_spec("torchax") is None or find_spec("libtpu") is None,
         reason="jax[tpu] is not installed; run 'make test-tpu'",
@@ -28,7 +32,7 @@ def run_child(*arguments, accelerator="v6e-4"):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=PATIENCE_S,
         check=False,
     )
 

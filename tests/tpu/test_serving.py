@@ -39,7 +39,7 @@ OPTIONS = {
     "max_total_tokens": 2048,
 }
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def answers_of(llm):
@@ -81,7 +81,7 @@ def server():
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not is_ready(address):
             assert process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server did not start in time"
@@ -106,7 +106,7 @@ def post(address, body):
         json.dumps({"model": "smollm2-135m", "temperature": 0} | body).encode(),
         {"Content-Type": "application/json"},
     )
-    return urllib.request.urlopen(request, timeout=200)
+    return urllib.request.urlopen(request, timeout=600)
 
 
 def test_an_answer_streams_over_http(server):

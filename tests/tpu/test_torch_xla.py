@@ -31,6 +31,7 @@ SAMPLINGS = [
     SamplingParams(temperature=0, frequency_penalty=1.5, presence_penalty=0.5, max_tokens=9),
     SamplingParams(temperature=0.8, top_k=8, top_p=0.9, seed=4, max_tokens=9),
 ]
+PATIENCE_S = 600
 PROMPTS = ["The capital of France is", "1, 1, 2, 3, 5, 8,"]
 
 
@@ -53,6 +54,7 @@ def test_the_choice_is_explained(tmp_path):
     )
 
 
+@pytest.mark.timeout(PATIENCE_S + 20)
 def test_the_cache_is_written_in_place(tmp_path):
     """torch_xla donates what a graph updates; XLA's own text of the programs says so."""
     make_folder(tmp_path)
@@ -64,7 +66,7 @@ def test_the_cache_is_written_in_place(tmp_path):
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert child.returncode == 0, child.stderr[-2000:]

@@ -12,6 +12,10 @@ import pytest
 
 CHILD = Path(__file__).with_name("aot_child.py")
 TOPOLOGIES = {"v5e:2x2": "v5litepod-4", "v6e:2x2": "v6e-4", "tpu7x:2x2x1": "tpu7x-8"}
+PATIENCE_S = 900
+"""A minute where nothing else wants the processor."""
+
+pytestmark = pytest.mark.timeout(PATIENCE_S + 20)
 needs_libtpu = pytest.mark.skipif(
     find_spec("jax") is None or find_spec("libtpu") is None,
     reason="jax[tpu] is not installed; run 'make test-tpu'",
@@ -25,7 +29,7 @@ def run_child(*arguments, accelerator="v6e-4"):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=PATIENCE_S,
         check=False,
     )
 
