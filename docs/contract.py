@@ -78,9 +78,10 @@ def interface(name: str) -> Iterator[str]:
     """One interface: its version, hooks and features, and every name that belongs to it."""
     major, minor = api.INTERFACE_VERSIONS[name]
     yield f"# Interface {name} {major}.{minor}\n"
-    yield f'In a manifest: `{name} = ">={major}.{minor},<{major}.{minor + 1}"`.'
-    yield "Fields, shapes, types, what is changed, what blocks and what is raised are as written in"
-    yield "the code; where nothing is said of a change, nothing is changed.\n"
+    yield f'In a manifest: `{name} = ">={major}.{minor},<{major + 1}"`; see'
+    yield "[compatibility](../compatibility.md) for what that promises. Fields, shapes,"
+    yield "types, what is changed, what blocks and what is raised are as written in the code; where"
+    yield "nothing is said of a change, nothing is changed.\n"
     for hook in HOOKS.get(name, (name,)):
         yield f"```python\n{signature(getattr(hooks, hook))}\n```\n"
         yield from paragraphs(getattr(hooks, hook))

@@ -122,7 +122,7 @@ def test_an_interface_has_a_page(name: str) -> None:
     text = page(f"interface-{name}.md")
     major, minor = api.INTERFACE_VERSIONS[name]
     assert f"# Interface {name} {major}.{minor}\n" in text
-    assert f'`{name} = ">={major}.{minor},<{major}.{minor + 1}"`' in text
+    assert f'`{name} = ">={major}.{minor},<{major + 1}"`' in text
     assert "```python\ndef " in text
 
 

@@ -8,9 +8,9 @@ PROVIDER_MANIFEST = """
 name = "faulty"
 kind = "provider"
 [api]
-attention = ">=0.1,<0.2"
-linear = ">=0.1,<0.2"
-ops = ">=0.1,<0.2"
+attention = ">=1.0,<2"
+linear = ">=1.0,<2"
+ops = ">=1.0,<2"
 """
 
 PLATFORM_MANIFEST = """
@@ -18,7 +18,7 @@ name = "brittle"
 kind = "platform"
 device_types = ["brittle"]
 [api]
-platform = ">=0.1,<0.2"
+platform = ">=1.0,<2"
 """
 
 PROVIDER = """

@@ -127,7 +127,7 @@ def two_platforms(site: Site) -> None:
 
 
 def manifest_out_of_range(site: Site) -> None:
-    site.plugins.add("acme", "", PROVIDER_MANIFEST.replace(">=0.1,<0.2", ">=9"))
+    site.plugins.add("acme", "", PROVIDER_MANIFEST.replace(">=1.0,<2", ">=9"))
 
 
 def unreadable_manifest(site: Site) -> None:

@@ -15,9 +15,7 @@ from tests.unit.plugins.conftest import PLATFORM_HOOKS, PROVIDER_MANIFEST, Plugi
 
 __all__ = ["folder"]
 
-MANIFEST = PROVIDER_MANIFEST + "".join(
-    f'{each} = ">=0.1,<0.2"\n' for each in ("linear", "moe", "ops")
-)
+MANIFEST = PROVIDER_MANIFEST
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
 PROVIDER = """

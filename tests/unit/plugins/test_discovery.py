@@ -75,7 +75,7 @@ def test_a_half_registered_plugin_leaves_nothing_behind(folder):
         ("name = ", "cannot be read"),
         ('name = "x"\nkind = "provider"\n[api]\nattention = ">=7"', "needs interface attention"),
         (
-            'name = "x"\nkind = "provider"\nrequires = ["nowhere"]\n[api]\nops = ">=0.1"',
+            'name = "x"\nkind = "provider"\nrequires = ["nowhere"]\n[api]\nops = ">=1.0"',
             "not installed",
         ),
     ],

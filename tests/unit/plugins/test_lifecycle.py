@@ -20,7 +20,8 @@ MANIFEST = """
 name = "{name}"
 kind = "provider"
 [api]
-ops = ">=0.1"
+ops = ">=1.0,<2"
+models = ">=1.0,<2"
 [options]
 memory_gib = "Memory for workspaces."
 label = "For people."
@@ -229,7 +230,7 @@ name = "one"
 kind = "platform"
 device_types = ["one"]
 [api]
-platform = ">=0.1"
+platform = ">=1.0,<2"
 [options]
 devices = "How many there are."
 ending = "How it ends."

@@ -6,6 +6,7 @@ from chiplet.plugins.manifest import (
     ManifestError,
     PluginKind,
     check_api,
+    check_hooks,
     check_requires,
     find_manifest,
     parse_manifest,
@@ -18,7 +19,7 @@ GOOD = {
     "kind": "platform",
     "device_types": ["acme"],
     "requires": ["pluggy>=1"],
-    "api": {"platform": ">=0.1,<0.2"},
+    "api": {"platform": ">=1.0,<2"},
 }
 
 
@@ -68,8 +69,13 @@ def test_missing_field(field):
 @pytest.mark.parametrize(
     ("api", "message"),
     [
-        ({"attention": ">=0.2"}, r"needs interface attention >=0.2, and this core has 0\.1"),
-        ({"platform": "<0.1"}, "needs interface platform"),
+        (
+            {"attention": ">=1.2"},
+            r"attention >=1\.2, newer than this core has 1\.0; update chiplet",
+        ),
+        ({"attention": ">=2"}, r"attention >=2, newer than this core has 1\.0; update chiplet"),
+        ({"platform": "<1"}, r"platform <1, older than this core has 1\.0; update the plugin"),
+        ({"platform": ">1.0,<1.0"}, r"needs interface platform <1.0,>1.0, and this core has 1\.0"),
         ({"telepathy": ">=0.1"}, "'telepathy' is unknown to this core"),
     ],
 )
@@ -106,3 +112,13 @@ def test_unreadable_file(tmp_path):
 def test_no_package():
     with pytest.raises(ManifestError, match="'no_such_package_at_all'"):
         find_manifest("no_such_package_at_all.plugin")
+
+
+def test_every_interface_whose_hooks_are_implemented_is_named():
+    manifest = parse_manifest(GOOD | {"api": {"platform": ">=1.0,<2", "quantization": ">=1.0,<2"}})
+    free = ["configure", "shutdown", "doctor", "config_proposals"]
+    check_hooks(manifest, ["probe", "platform", "emulated", "stored_formats", *free])
+    with pytest.raises(ManifestError, match="'linear' belongs to interface linear, for which"):
+        check_hooks(manifest, ["probe", "platform", "linear"])
+    with pytest.raises(ManifestError, match="needs hook 'probe', which is not implemented"):
+        check_hooks(manifest, ["platform"])

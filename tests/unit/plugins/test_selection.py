@@ -34,7 +34,13 @@ name = "{name}"
 kind = "platform"
 device_types = ["{name}"]
 [api]
-platform = ">=0.1,<0.2"
+platform = ">=1.0,<2"
+attention = ">=1.0,<2"
+linear = ">=1.0,<2"
+moe = ">=1.0,<2"
+ops = ">=1.0,<2"
+communication = ">=1.0,<2"
+compilation = ">=1.0,<2"
 """
 
 PROVIDERS = """

@@ -1,19 +1,20 @@
 """Version of each plugin interface, as (major, minor).
 
-A minor step adds optional request fields or features. A major step changes what a plugin must do.
-An interface at major 0 may change freely.
+A minor step adds what an older plugin need not know: optional fields, features, hooks, protocols
+beside others. A major step changes what a plugin must do. docs/compatibility.md has the whole
+promise, and tests/fossils/ what keeps it.
 """
 
 from __future__ import annotations
 
 INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
-    "platform": (0, 1),
-    "attention": (0, 1),
-    "linear": (0, 1),
-    "ops": (0, 1),
-    "communication": (0, 1),
-    "compilation": (0, 1),
-    "moe": (0, 1),
-    "models": (0, 1),
-    "quantization": (0, 1),
+    "platform": (1, 0),
+    "attention": (1, 0),
+    "linear": (1, 0),
+    "ops": (1, 0),
+    "communication": (1, 0),
+    "compilation": (1, 0),
+    "moe": (1, 0),
+    "models": (1, 0),
+    "quantization": (1, 0),
 }

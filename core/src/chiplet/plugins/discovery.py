@@ -22,8 +22,8 @@ from chiplet.plugins.lifecycle import configure, make_context, read_options
 from chiplet.plugins.manifest import (
     Manifest,
     ManifestError,
-    PluginKind,
     check_api,
+    check_hooks,
     check_requires,
     find_manifest,
     normalized,
@@ -32,6 +32,7 @@ from chiplet.plugins.manifest import (
 from chiplet.plugins.plugin_set import CORE_DISTRIBUTION, Plugin, PluginSet, Quarantined
 from chiplet.version import __version__
 
+HOOKS = tuple(name for name, each in vars(hooks).items() if hasattr(each, "chiplet_spec"))
 ENTRY_POINT_GROUP = "chiplet.plugins"
 CORE_MODULES = (
     "chiplet.reference.plugin",
@@ -137,7 +138,7 @@ def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> P
         check_api(manifest)
         check_requires(manifest)
         relay = _register(candidate.module)
-        _check_hooks(manifest, relay)
+        check_hooks(manifest, [name for name in HOOKS if getattr(relay, name).get_hookimpls()])
         configure(relay, context)
     except ManifestError as error:
         reason = str(error)
@@ -164,16 +165,6 @@ def _register(module: str) -> pluggy.HookRelay:
     manager.register(import_module(module), name=module)
     manager.check_pending()
     return manager.hook
-
-
-def _check_hooks(manifest: Manifest, relay: pluggy.HookRelay) -> None:
-    if manifest.options and not relay.configure.get_hookimpls():
-        raise ManifestError("[options] needs hook 'configure', which is not implemented")
-    if manifest.kind is not PluginKind.PLATFORM:
-        return
-    for hook in ("probe", "platform"):
-        if not getattr(relay, hook).get_hookimpls():
-            raise ManifestError(f"kind 'platform' needs hook '{hook}', which is not implemented")
 
 
 def _check_names(names: frozenset[str], found: list[Candidate]) -> None:

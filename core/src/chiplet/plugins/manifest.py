@@ -11,15 +11,15 @@ A file `chiplet_plugin.toml` in the plugin's package:
     memory_gib = "Memory that kernels may use for workspaces."
 
     [api]                             # a range for each interface that it uses
-    platform = ">=0.1,<0.2"
-    attention = ">=0.1,<0.2"
+    platform = ">=1.0,<2"
+    attention = ">=1.0,<2"
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +33,15 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from chiplet.api import INTERFACE_VERSIONS
 
 MANIFEST_NAME = "chiplet_plugin.toml"
+
+
+_INTERFACES_OF_HOOKS = {
+    "probe": "platform",
+    "emulated": "platform",
+    "quantization_formats": "quantization",
+    "stored_formats": "quantization",
+}
+"""Where a hook has not the name of its interface."""
 
 
 class ManifestError(Exception):
@@ -52,7 +61,7 @@ class Manifest:
 
     Attributes:
         name: for people; the distribution's name is what flags take.
-        api: version range by interface, like `{"attention": ">=0.1,<0.2"}`.
+        api: version range by interface, like `{"attention": ">=1.0,<2"}`.
         device_types: the words for `--device` that its probe may answer with; of a provider, the
             only ones that it is asked about, all if there are none.
         requires: distributions with their version ranges.
@@ -148,9 +157,42 @@ def check_api(manifest: Manifest) -> None:
             raise ManifestError(f"interface '{interface}' is unknown to this core; known: {known}")
         major, minor = INTERFACE_VERSIONS[interface]
         if not SpecifierSet(wanted).contains(f"{major}.{minor}"):
+            raise ManifestError(_out_of_range(interface, wanted, (major, minor)))
+
+
+def check_hooks(manifest: Manifest, hooks: Collection[str]) -> None:
+    """Compare the hooks that a plugin implements with the interfaces that its manifest names.
+
+    Raises:
+        ManifestError: a hook that its kind or its options need is missing, or a hook belongs to an
+            interface that is not named: its version would go unchecked.
+    """
+    if manifest.options and "configure" not in hooks:
+        raise ManifestError("[options] needs hook 'configure', which is not implemented")
+    needed = ("probe", "platform") if manifest.kind is PluginKind.PLATFORM else ()
+    for hook in needed:
+        if hook not in hooks:
+            raise ManifestError(f"kind 'platform' needs hook '{hook}', which is not implemented")
+    for hook in hooks:
+        interface = _INTERFACES_OF_HOOKS.get(hook, hook)
+        if interface in INTERFACE_VERSIONS and interface not in manifest.api:
             raise ManifestError(
-                f"needs interface {interface} {wanted}, and this core has {major}.{minor}"
+                f"hook '{hook}' belongs to interface {interface}, for which [api] gives no range"
             )
+
+
+def _out_of_range(interface: str, wanted: str, ours: tuple[int, int]) -> str:
+    """Which of the two must be updated; neither, if the range holds no version at all."""
+    major, minor = ours
+    later = [(major, minor + step) for step in range(1, 200)]
+    later += [(major + step, each) for step in range(1, 4) for each in range(20)]
+    has = f"this core has {major}.{minor}"
+    if any(SpecifierSet(wanted).contains(f"{each}.{step}") for each, step in later):
+        return f"needs interface {interface} {wanted}, newer than {has}; update chiplet"
+    earlier = [(each, step) for each in range(major + 1) for step in range(200)]
+    if any(SpecifierSet(wanted).contains(f"{each}.{step}") for each, step in earlier):
+        return f"needs interface {interface} {wanted}, older than {has}; update the plugin"
+    return f"needs interface {interface} {wanted}, and {has}"
 
 
 def check_requires(manifest: Manifest) -> None:

@@ -59,7 +59,7 @@ def rendered(name: str, kind: str) -> dict[str, str]:
         "class_name": "".join(map(str.capitalize, name.removeprefix("chiplet-").split("-"))),
         "kind": kind,
         "manifest_kind": "platform" if kind == "platform" else "provider",
-        "range": f">={major}.{minor},<{major}.{minor + 1}" if major == 0 else f">={major}.{minor}",
+        "range": f">={major}.{minor},<{major + 1}",
         "core_range": f">={__version__.rpartition('.')[0]}",
     }
     return dict(_files(kind, values))
