@@ -40,7 +40,9 @@ def test_it_passes_the_kit() -> None:
     pairs = [each for each in pair(all_cases(quick=True), subjects) if each[0].family != "platform"]
     outcomes = [run_case(*each) for each in pairs[::5]]
     assert {each.case.id: each.detail for each in outcomes if each.status is Status.FAILED} == {}
-    assert {each.status for each in outcomes} <= {Status.PASSED, Status.SKIPPED}
+    # Features of caches and scores that are younger than it are refused on its behalf.
+    refused = [each.detail for each in outcomes if each.status is Status.REFUSED]
+    assert [each for each in refused if "not accepted" not in each] == []
     assert sum(each.status is Status.PASSED for each in outcomes) > 50
 
 
