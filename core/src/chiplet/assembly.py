@@ -25,7 +25,7 @@ from chiplet.parallel.group import RankGroup
 from chiplet.parallel.one_program import one_program_topology, ranks_of_one_program
 from chiplet.plugins import (
     ChosenDevice,
-    DeviceChoice,
+    PendingDevice,
     PluginSet,
     Selector,
     apply_proposals,
@@ -75,7 +75,7 @@ class Assembly:
 
 
 def assemble(
-    config: EngineConfig, choice: DeviceChoice | None = None, meeting: Meeting | None = None
+    config: EngineConfig, choice: PendingDevice | None = None, meeting: Meeting | None = None
 ) -> Assembly:
     """Find plugins, device and checkpoint, and make the model without weights.
 

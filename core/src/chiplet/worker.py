@@ -15,7 +15,7 @@ from chiplet.errors import ConfigError
 from chiplet.formats.quantization.registry import NONE
 from chiplet.memory.kv_manager import KvManager
 from chiplet.models.own_mappings import large_tensors_in_own_mappings
-from chiplet.plugins import DeviceChoice, SelectionPlan, begin_choice, discover
+from chiplet.plugins import PendingDevice, SelectionPlan, begin_choice, discover
 from chiplet.plugins.blame import dispensable
 from chiplet.recovery import Recovery
 from chiplet.request import RequestLimits
@@ -48,7 +48,7 @@ class EngineFacts:
     in_use: tuple[InUse, ...] = ()
 
 
-def start(config: EngineConfig, choice: DeviceChoice | None = None) -> tuple[Engine, EngineFacts]:
+def start(config: EngineConfig, choice: PendingDevice | None = None) -> tuple[Engine, EngineFacts]:
     """A running engine with its weights loaded, and the facts about it.
 
     Args:

@@ -1,6 +1,12 @@
 """Plugins: found, checked, probed and chosen from at start-up; never in the hot path."""
 
-from chiplet.plugins.device import ChosenDevice, DeviceChoice, begin_choice, choose_device
+from chiplet.plugins.device import (
+    ChosenDevice,
+    DeviceChoice,
+    PendingDevice,
+    begin_choice,
+    choose_device,
+)
 from chiplet.plugins.discovery import discover
 from chiplet.plugins.explain import render
 from chiplet.plugins.plan import Choice, Rejection, SelectionPlan
@@ -13,6 +19,7 @@ __all__ = [
     "Choice",
     "ChosenDevice",
     "DeviceChoice",
+    "PendingDevice",
     "Plugin",
     "PluginSet",
     "ProbeResult",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from chiplet.api import DeviceProbe, Platform
 from chiplet.config import DeviceOptions
@@ -58,6 +59,23 @@ def begin_choice(plugin_set: PluginSet, options: DeviceOptions) -> DeviceChoice:
     # A device that the host stands in for need not be there: nobody is asked.
     probes = start_probes([] if options.emulate else probed)
     return DeviceChoice(plugin_set, wanted, probes, is_emulated=options.emulate)
+
+
+class PendingDevice(Protocol):
+    """A device that is being chosen; `DeviceChoice` is one."""
+
+    @property
+    def plugin_set(self) -> PluginSet:
+        """The plugins among which it is chosen."""
+        ...
+
+    def finish(self) -> ChosenDevice:
+        """The device; waits until it is known.
+
+        Raises:
+            ConfigError: there is none; see `choose_device`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from chiplet.api import BuildContext, Provider
+from chiplet.testing.conformance.engines import EngineMaker
 from chiplet.testing.conformance.verdict import Request, refusal
 
 
@@ -41,6 +42,7 @@ class Subject:
         version: of that distribution.
         target: the provider; or the platform, or the folder of the package.
         context: where it runs.
+        engines: starts engines in which it may be pinned; None where it stands alone.
     """
 
     family: str
@@ -49,6 +51,7 @@ class Subject:
     version: str
     target: Any
     context: BuildContext
+    engines: EngineMaker | None = None
 
     @property
     def provider(self) -> Provider[Any, Any]:

@@ -16,8 +16,10 @@ from chiplet.plugins.candidates import Candidate, build_context, gather_candidat
 from chiplet.testing.conformance.attention_cases import attention_cases
 from chiplet.testing.conformance.case import Case, Skipped, Subject
 from chiplet.testing.conformance.communication_cases import communication_cases
+from chiplet.testing.conformance.engines import EngineMaker
 from chiplet.testing.conformance.honesty import honesty_cases
 from chiplet.testing.conformance.linear_cases import linear_cases
+from chiplet.testing.conformance.model_cases import model_cases
 from chiplet.testing.conformance.moe_cases import moe_cases
 from chiplet.testing.conformance.op_cases import op_cases
 from chiplet.testing.conformance.package_cases import package_cases
@@ -38,6 +40,7 @@ def all_cases(*, quick: bool = False) -> list[Case]:
         *replay_cases(),
         *communication_cases(),
         *honesty_cases(),
+        *model_cases(),
     )
     return [case for case in cases if case.is_quick or not quick]
 
@@ -60,6 +63,7 @@ def find_subjects(
     chosen.platform.activate()
     candidates = gather_candidates(plugins, chosen.probe, explicit=frozenset())
     context = build_context(chosen.platform, candidates)
+    engines = EngineMaker(plugins, chosen, options)
     found = [
         Subject(
             family=family,
@@ -70,6 +74,7 @@ def find_subjects(
             if family != "communication"
             else _ranks(plugins, options, chosen, each),
             context=context,
+            engines=engines,
         )
         for family, offered in candidates.items()
         for each in offered
