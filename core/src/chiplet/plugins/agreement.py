@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from chiplet.api import CommunicationRequest, Communicator
 from chiplet.errors import ConfigError
 from chiplet.plugins.plan_lock import LockedChoice, PlanFile, plan_file
 from chiplet.plugins.selection import Selector
@@ -44,10 +45,12 @@ class _Word(msgspec.Struct, frozen=True):
     Attributes:
         plan: its choices, once it has made them.
         failure: why it cannot make them.
+        fault: what is wrong with the collectives that it connected.
     """
 
     plan: PlanFile | None = None
     failure: str = ""
+    fault: str = ""
 
 
 def choose_together(selector: Selector, meeting: Meeting, make: Callable[[], MadeT]) -> MadeT:
@@ -73,6 +76,45 @@ def choose_together(selector: Selector, meeting: Meeting, make: Callable[[], Mad
     _compare([each.plan for each in words if each.plan is not None])
     assert made is not None
     return made
+
+
+def connect_together(
+    selector: Selector,
+    request: CommunicationRequest,
+    meeting: Meeting,
+    fault_of: Callable[[Communicator], str],
+) -> Communicator:
+    """Collectives that every rank has connected and found right.
+
+    A provider that cannot connect, or that one rank finds wrong, is done without on all of them.
+
+    Args:
+        selector: its choices agree with those of all ranks.
+        request: the group; every rank of the meeting is in it.
+        meeting: of the same ranks; all of them call this.
+        fault_of: compares the connected collectives with what they must give; see
+            `chiplet.plugins.self_check.communication`.
+
+    Raises:
+        ConfigError: the provider is pinned, or nobody is left; on every rank.
+    """
+    while True:
+        communicator = selector.communicator(request)
+        answers = _hear(meeting, _Word(fault=_connected_fault(communicator, fault_of)))
+        faults = [f"rank {rank}: {each.fault}" for rank, each in enumerate(answers) if each.fault]
+        if not faults:
+            return communicator
+        communicator.close()
+        failed = next(each for each in selector.bound if each.request == request)
+        selector.demote(failed, f"self-check: {'; '.join(faults)}")
+
+
+def _connected_fault(communicator: Communicator, fault_of: Callable[[Communicator], str]) -> str:
+    try:
+        communicator.connect()
+    except Exception as error:
+        return f"connect raised {type(error).__name__}: {error}"
+    return fault_of(communicator)
 
 
 def _try(selector: Selector, make: Callable[[], MadeT]) -> tuple[MadeT | None, _Word]:
