@@ -385,6 +385,21 @@ def test_a_sound_installation_with_plugins_raises_no_alarm(site: Site) -> None:
     assert "choice of implementations" in names
 
 
+def test_an_editable_installation_is_one_and_raises_no_alarm(site: Site) -> None:
+    name = site.plugins.add("acme", "").replace("-", "_")
+    (info,) = site.plugins.path.glob(f"{name}-*.dist-info")
+    # The build leaves this in the folder of sources, which the installer then puts on the path.
+    sources = site.root / "sources"
+    built = sources / f"{name}.egg-info"
+    shutil.copytree(info, built)
+    (built / "METADATA").rename(built / "PKG-INFO")
+    paths = [str(site.plugins.path), str(sources)]
+    site.patch.setattr(
+        discovery, "distributions", lambda: importlib.metadata.distributions(path=paths)
+    )
+    assert bad(site.findings()) == []
+
+
 @pytest.mark.parametrize("seed", FAULTS, ids=lambda seed: seed.__name__)
 def test_a_seeded_fault_is_found_with_its_remedy(seed: Callable[[Site], None], site: Site) -> None:
     seed(site)

@@ -108,6 +108,8 @@ def duplicates() -> Mapping[str, Sequence[str]]:
     """Versions of each plugin distribution that is installed more than once, first found first."""
     versions: dict[str, dict[str, str]] = {}
     for distribution in _plugin_distributions():
+        if _is_of_source(distribution):
+            continue
         # A folder may be on the path twice: that is one installation.
         place = str(distribution.locate_file("").resolve())  # pyright: ignore[reportAttributeAccessIssue]
         name = normalized(distribution.metadata["Name"])
@@ -115,6 +117,11 @@ def duplicates() -> Mapping[str, Sequence[str]]:
             f"{place} {distribution.version}", distribution.version
         )
     return {name: tuple(each.values()) for name, each in versions.items() if len(each) > 1}
+
+
+def _is_of_source(distribution: Distribution) -> bool:
+    """Whether it is what a build left in a folder of sources, as beside every editable install."""
+    return distribution.read_text("PKG-INFO") is not None and not distribution.read_text("RECORD")
 
 
 def _plugin_distributions() -> Iterator[Distribution]:
