@@ -101,9 +101,9 @@ class AssumesContiguousQueries(PlainAttention):
 class SeesTheFuture(PlainAttention):
     """Masks nothing of what the cache holds."""
 
-    def _attend(self, q, keys, values, positions, is_own):
+    def _visible(self, num_columns, positions, is_own):
         last = torch.full_like(positions, int(positions.max()))
-        return super()._attend(q, keys, values, last, is_own)
+        return super()._visible(num_columns, last, is_own)
 
 
 class AttendsBeforeWriting(PlainAttention):
@@ -128,20 +128,20 @@ class WrongHeadGroups(PlainAttention):
 class NarrowSoftmax(PlainAttention):
     """Rounds scores to the type of the inputs."""
 
-    def _attend(self, q, keys, values, positions, is_own):
+    def _attend(self, q, *others):
         scaled = (q * self._request.scale).to(torch.float8_e4m3fn).to(q.dtype)
         scaled = scaled / self._request.scale
-        return super()._attend(scaled, keys, values, positions, is_own)
+        return super()._attend(scaled, *others)
 
 
 class ForgetsAFullLastPage(PlainAttention):
     """A decode whose length is a multiple of the page size misses its own token."""
 
-    def _attend(self, q, keys, values, positions, is_own):
+    def _visible(self, num_columns, positions, is_own):
         page = self._request.kv.page_size
-        is_full = (positions + 1) % page == 0 if len(q) == 1 else torch.zeros_like(is_own)
+        is_full = (positions + 1) % page == 0 if len(positions) == 1 else torch.zeros_like(is_own)
         positions = torch.where(is_full & (positions > 0), positions - 1, positions)
-        return super()._attend(q, keys, values, positions, is_own)
+        return super()._visible(num_columns, positions, is_own)
 
 
 class NarrowOffsets(PlainAttention):
