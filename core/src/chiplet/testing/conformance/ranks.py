@@ -12,6 +12,7 @@ from chiplet.api import BuildContext, CommunicationProvider
 ResultT = TypeVar("ResultT")
 
 _TIMEOUT_S = 60.0
+_LAST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,9 @@ def on_ranks(
     for each in threads:
         each.start()
     for each in threads:
-        # A rank that failed leaves its peers waiting.
-        each.join(timeout_s if not errors else 1.0)
+        # A rank that failed leaves its peers waiting; but what failed first may only follow from
+        # another's finding, which a busy machine brings a little later.
+        each.join(timeout_s if not errors else _LAST_WORDS_S)
     if errors:
         raise min(errors, key=_consequence)
     late = [rank for rank, each in enumerate(threads) if each.is_alive()]
