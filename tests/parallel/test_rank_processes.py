@@ -18,8 +18,8 @@ MANIFEST = """
 name = "{name}"
 kind = "provider"
 [api]
-communication = ">=0.1,<0.2"
-ops = ">=0.1,<0.2"
+communication = ">=0.1,<2"
+ops = ">=0.1,<2"
 """
 
 NORM = """
