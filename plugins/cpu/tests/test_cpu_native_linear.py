@@ -35,6 +35,14 @@ both = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture
+def tiles_model():
+    before = native.instruction_set()
+    native.use_instruction_set(native.TILES_MODEL)
+    yield
+    native.use_instruction_set(before)
+
+
 def linear_request(coding, dtype=Dtype.FLOAT32, shape=(64, 192), has_bias=False):
     scheme = coding and WeightScheme(coding=coding, granularity=Granularity.PACKED)
     return LinearRequest(
@@ -132,6 +140,48 @@ def test_rounding_is_that_of_eight_bits(isa):
     # A value half-way between two codes may round either way in another precision.
     assert float(error.quantile(0.9)) < 1e-5
     assert float(error.max()) < 2e-2
+
+
+@pytest.mark.parametrize("coding", BLOCKS)
+def test_many_rows_keep_the_precision_of_eight_bits(isa, coding):
+    """Whole and cut spans, and a weight whose groups differ in size by much."""
+    for in_features in (256, 768, 1280):
+        request = linear_request(coding, shape=(40, in_features))
+        impl = NativeInt8Provider().build(request, CONTEXT)
+        weights = random_weights(
+            request.scheme, (40, in_features), torch.Generator().manual_seed(2), 0.05
+        )
+        x = torch.randn(60, in_features, generator=torch.Generator().manual_seed(3))
+        exact = x.double() @ dequantize(weights).double().t()
+        error = impl.run(x, impl.pack(weights)).double() - exact
+        assert float(error.norm() / exact.norm()) < 0.02
+
+
+TILED = [
+    linear_request(Coding.Q4_1, Dtype.BFLOAT16, (40, 416), has_bias=True),
+    linear_request(Coding.Q6_K, Dtype.FLOAT32, (64, 768)),
+    replace(linear_request(None, Dtype.BFLOAT16, (70, 201)), has_bias=True),
+    replace(linear_request(None, Dtype.BFLOAT16, (32, 64))),
+    replace(
+        linear_request(None, Dtype.FLOAT16, (33, 131)),
+        scheme=WeightScheme(
+            coding=Coding.INT8, granularity=Granularity.CHANNEL, activations=Activations.PER_TOKEN
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("request_", TILED, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 48, 70])
+def test_products_by_tile_registers(tiles_model, threads, request_, num_tokens):
+    """Packing, spans, tails and loops of AMX's kernels, on a model of its registers."""
+    provider = PROVIDER if request_.scheme is None else NativeInt8Provider()
+    assert check_linear(provider, request_, CONTEXT, num_tokens=num_tokens)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match="'sse1' cannot be used; choose one of portable"):
+        native.use_instruction_set("sse1")
 
 
 def test_inputs_of_any_width(isa):

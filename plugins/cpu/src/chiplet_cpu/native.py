@@ -11,6 +11,9 @@ DTYPE_CODES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 # The types of keys and values in eight bits there; None is those that are not coded.
 KV_CODINGS: Final = {None: 0, "int8": 1, "fp8": 2}
 
+TILES_MODEL: Final = "tiles_model"
+"""An instruction set for tests: AMX's kernels, with its tile registers in plain code."""
+
 _MODULE = "chiplet_cpu._native"
 _REMEDY = "Install a C++20 compiler, then install chiplet-cpu again."
 
@@ -54,12 +57,12 @@ def instruction_set() -> str:
 
 
 def use_instruction_set(name: str) -> None:
-    """Serve with this one from now on.
+    """Serve with this one, or with `TILES_MODEL`, from now on.
 
     Raises:
         ValueError: the build lacks it, or the processor does.
     """
-    if name not in instruction_sets():
+    if name not in (*instruction_sets(), TILES_MODEL):
         allowed = ", ".join(instruction_sets())
         raise ValueError(f"Instruction set '{name}' cannot be used; choose one of {allowed}.")
     library.use_isa(name)

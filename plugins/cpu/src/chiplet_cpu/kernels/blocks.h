@@ -12,6 +12,7 @@
 //   kZero             what is subtracted from a code before it is scaled
 //   kHasMinima        a minimum is added after scaling
 //   kIsSmall          codes are below 128
+//   kMost             the largest code
 //   scale, minimum    of group g, per output
 //   codes<j>          quad j of group g
 
@@ -28,6 +29,7 @@ static inline I load_bytes(const uint8_t* p) {
   __builtin_memcpy(&a, p, sizeof(a));
   return a;
 }
+static inline void store_bytes(uint8_t* p, I a) { __builtin_memcpy(p, &a, sizeof(a)); }
 static inline I splat_word(int32_t x) { return (I)(Words{} + x); }
 static inline I zero_words() { return I{}; }
 static inline I both(I a, I b) { return a | b; }
@@ -35,6 +37,52 @@ static inline I add_words(I a, I b) { return (I)((Words)a + (Words)b); }
 static inline F low_bf16(I a) { return (F)((Words)a << 16); }
 static inline F high_bf16(I a) { return (F)((Words)a & (int32_t)0xffff0000); }
 static inline F to_float(I a) { return (F)__builtin_convertvector((Words)a, Floats); }
+// Halves are the 16-bit parts of words. `twice`: the lower one in both. `even_bytes` and `odd_bytes`
+// make halves of bytes; `high_bytes` makes bytes of the upper eight bits of two such vectors.
+static inline I twice(I a) { return (I)(((Words)a & 0xffff) | (Words)a << 16); }
+static inline I mul_halves(I a, I b) { return (I)((HalfWords)a * (HalfWords)b); }
+static inline I add_halves(I a, I b) { return (I)((HalfWords)a + (HalfWords)b); }
+static inline I even_bytes(I a) { return (I)((HalfWords)a & 255); }
+static inline I odd_bytes(I a) { return (I)((HalfWords)a >> 8); }
+static inline I high_bytes(I even, I odd) {
+  return (I)((HalfWords)even >> 8 | ((HalfWords)odd & 0xff00));
+}
+static inline int32_t sum_words(I a) {
+  alignas(64) int32_t words[W];
+  __builtin_memcpy(words, &a, sizeof(a));
+  int32_t sum = 0;
+  for (int32_t each : words) sum += each;
+  return sum;
+}
+// To the nearest whole number. `put_codes`: the low bytes of W words, four to a word; the first `count` of
+// these, `stride` words apart.
+#if defined(__AVX512F__)
+static inline I to_words(F a) { return _mm512_cvtps_epi32(a); }
+static inline void put_codes(I a, int32_t* to, int64_t stride, int count) {
+  __m128i bytes = _mm512_cvtepi32_epi8(a);
+  to[0] = _mm_cvtsi128_si32(bytes);
+  if (count > 1) to[stride] = _mm_extract_epi32(bytes, 1);
+  if (count > 2) to[2 * stride] = _mm_extract_epi32(bytes, 2);
+  if (count > 3) to[3 * stride] = _mm_extract_epi32(bytes, 3);
+}
+#elif defined(__AVX2__)
+static inline I to_words(F a) { return _mm256_cvtps_epi32(a); }
+static inline void put_codes(I a, int32_t* to, int64_t stride, int count) {
+  // Pairs of 16, then of eight bits; each half of the register by itself.
+  __m256i halves = _mm256_packs_epi32(a, a), bytes = _mm256_packs_epi16(halves, halves);
+  to[0] = _mm256_extract_epi32(bytes, 0);
+  if (count > 1) to[stride] = _mm256_extract_epi32(bytes, 4);
+}
+#else
+static inline I to_words(F a) { return __builtin_convertvector(round(a), I); }
+static inline void put_codes(I a, int32_t* to, int64_t stride, int count) {
+  for (int i = 0; i < count; ++i) {
+    int8_t codes[4];
+    for (int j = 0; j < 4; ++j) codes[j] = (int8_t)a[4 * i + j];
+    __builtin_memcpy(to + i * stride, codes, 4);
+  }
+}
+#endif
 // The compiler's own conversion would take bytes one by one.
 #if defined(__AVX512F__)
 static inline I words_of(const uint8_t* p) {
@@ -128,6 +176,7 @@ struct Int4Blocks {
   static constexpr int kBlock = 32, kGroup = 32;
   static constexpr int kHead = (has_minima ? 4 : 2) * kPanel, kBytes = kHead + 4 * kQuad;
   static constexpr int kZero = has_minima ? 0 : 8;
+  static constexpr int kMost = 15;
   static constexpr bool kHasMinima = has_minima, kIsSmall = true;
   static F scale(const uint8_t* block, int, int v) { return load(halves(block, 0, v)); }
   static F minimum(const uint8_t* block, int, int v) { return load(halves(block, 1, v)); }
@@ -143,6 +192,7 @@ struct Q8_0 {
   static constexpr int kBlock = 32, kGroup = 32;
   static constexpr int kHead = 2 * kPanel, kBytes = kHead + 8 * kQuad;
   static constexpr int kZero = 128;
+  static constexpr int kMost = 255;
   static constexpr bool kHasMinima = false, kIsSmall = false;
   static F scale(const uint8_t* block, int, int v) { return load(halves(block, 0, v)); }
   static F minimum(const uint8_t*, int, int) { return zero(); }
@@ -161,7 +211,7 @@ struct KBlocks {
   static constexpr int kScales = 4 * kPanel, kMinima = kScales + 8 * kPanel;
   static constexpr int kHead = kMinima + 8 * kPanel, kGroupBytes = (has_fifth ? 5 : 4) * kQuad;
   static constexpr int kBytes = kHead + 8 * kGroupBytes;
-  static constexpr int kZero = 0;
+  static constexpr int kZero = 0, kMost = has_fifth ? 31 : 15;
   static constexpr bool kHasMinima = true, kIsSmall = true;
   static F scale(const uint8_t* block, int g, int v) {
     return load(halves(block, 0, v)) * widen_bytes(block + kScales + g * kPanel + v * W);
@@ -188,7 +238,7 @@ struct Q6_K {
   static constexpr int kBlock = 256, kGroup = 16;
   static constexpr int kScales = 2 * kPanel, kHead = kScales + 16 * kPanel;
   static constexpr int kPairBytes = 6 * kQuad, kBytes = kHead + 8 * kPairBytes;
-  static constexpr int kZero = 32;
+  static constexpr int kZero = 32, kMost = 63;
   static constexpr bool kHasMinima = false, kIsSmall = true;
   static F scale(const uint8_t* block, int g, int v) {
     const int8_t* factors = (const int8_t*)block + kScales + g * kPanel + v * W;
@@ -210,7 +260,7 @@ template <int G>
 struct Int4Groups {
   static constexpr int kBlock = G, kGroup = 32;
   static constexpr int kHead = 8 * kPanel, kBytes = kHead + G / 32 * 4 * kQuad;
-  static constexpr int kZero = 0;
+  static constexpr int kZero = 0, kMost = 15;
   static constexpr bool kHasMinima = true, kIsSmall = true;
   static F scale(const uint8_t* block, int, int v) { return load((const float*)block + v * W); }
   static F minimum(const uint8_t* block, int, int v) {

@@ -14,6 +14,7 @@
   extern const Kernels table; \
   }
 CHIPLET_DECLARE(portable)
+CHIPLET_DECLARE(tiles_model)
 #if defined(CHIPLET_X86)
 CHIPLET_DECLARE(avx2)
 CHIPLET_DECLARE(avx512)
@@ -67,7 +68,7 @@ const Kernels* const kTables[] = {&portable::table};
 #endif
 
 const int g_best = best_level();
-int g_level = g_best;
+const Kernels* g_table = kTables[g_best];
 
 }  // namespace
 
@@ -77,13 +78,15 @@ const char* name(int level) { return kTables[level]->name; }
 bool use(const char* wanted) {
   for (int level = 0; level <= g_best; ++level) {
     if (!std::strcmp(wanted, kTables[level]->name)) {
-      g_level = level;
+      g_table = kTables[level];
       return true;
     }
   }
-  return false;
+  if (std::strcmp(wanted, tiles_model::table.name)) return false;
+  g_table = &tiles_model::table;
+  return true;
 }
 
 }  // namespace dispatch
 
-const Kernels& kernels() { return *dispatch::kTables[dispatch::g_level]; }
+const Kernels& kernels() { return *dispatch::g_table; }

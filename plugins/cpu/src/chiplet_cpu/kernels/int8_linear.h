@@ -9,50 +9,49 @@ constexpr int kCodeRows = W == 16 ? 12 : 4;  // as many as registers hold
 // Rows whose codes stay in the second-level cache while panels pass by.
 constexpr int64_t kCodesBytes = 384 << 10;
 
-static inline float largest_magnitude(const float* x, int count) {
+template <class T>
+static inline float largest_magnitude(const T* x, int64_t count) {
   F best = zero();
-  for (int i = 0; i < count; i += W) {
-    F value = load(x + i);
-    best = max(best, max(value, zero() - value));
-  }
+  each_vector(count, [&](int64_t i, auto load, auto) {
+    F values = load(x + i);
+    best = max(best, max(values, zero() - values));
+  });
   return largest(best);
 }
 
-// Codes of one group, padded with zeros to `size` bytes; returns their sum.
-static inline int32_t round_group(const float* x, int count, float inverse, int8_t* codes) {
-  alignas(64) float rounded[64];
-  F factor = splat(inverse);
-  for (int i = 0; i < count; i += W) store(rounded + i, round(load(x + i) * factor));
-  int32_t sum = 0;
-  for (int i = 0; i < count; ++i) {
-    int32_t code = (int32_t)rounded[i];
-    codes[i] = (int8_t)code;
-    sum += code;
-  }
-  return sum;
+// Codes of `count` inputs, four to a word and words `stride` apart; returns their sum. `code(x)` gives
+// a vector of whole numbers in [-127, 127].
+template <class T, class Code>
+static inline int32_t put_rounded(const T* x, int64_t count, int32_t* words, int64_t stride,
+                                  Code code) {
+  I sum = zero_words();
+  each_vector(count, [&](int64_t i, auto load, auto) {
+    I codes = to_words(code(load(x + i)));
+    sum = add_words(sum, codes);
+    int64_t left = (count - i + 3) / 4;
+    put_codes(codes, words + i / 4 * stride, stride, left < W / 4 ? (int)left : W / 4);
+  });
+  return sum_words(sum);
 }
 
 template <class T>
 static void quantize_tile(const QuantizeArgs& a, int64_t tile) {
   int64_t first = tile * kCodeRows, left = a.rows - first;
   int rows = left < kCodeRows ? (int)left : kCodeRows;
-  int quads = a.group / 4;
   int64_t groups = a.k / a.group;
   int32_t* codes = a.codes + first * a.k / 4;
   float* scales = a.scales + first * groups;
   float* sums = a.sums + first * groups;
-  alignas(64) float wide[64];
-  alignas(64) int32_t words[16];
   for (int r = 0; r < rows; ++r) {
     const T* x = (const T*)a.x + (first + r) * a.stride;
     for (int64_t g = 0; g < groups; ++g, x += a.group) {
-      for (int i = 0; i < a.group; i += W) store(wide + i, load(x + i));
-      float most = largest_magnitude(wide, a.group);
+      float most = largest_magnitude(x, a.group);
       // Below that the inverse is no finite number, and the group as good as zero.
       bool is_zero = !(most > 1e-35f);
       float scale = is_zero ? 0.0f : most / 127.0f;
-      int32_t sum = round_group(wide, a.group, is_zero ? 0.0f : 127.0f / most, (int8_t*)words);
-      for (int j = 0; j < quads; ++j) codes[(g * quads + j) * rows + r] = words[j];
+      F inverse = splat(is_zero ? 0.0f : 127.0f / most);
+      int32_t* words = codes + g * a.group / 4 * rows + r;
+      int32_t sum = put_rounded(x, a.group, words, rows, [&](F value) { return value * inverse; });
       scales[g * rows + r] = scale;
       if (a.zero) {
         ((int32_t*)sums)[g * rows + r] = -a.zero * sum;

@@ -7,6 +7,10 @@
 #include "pool.h"
 #include "table.h"
 
+#if defined(__AMX_INT8__) || defined(CHIPLET_TILES_MODEL)
+#define CHIPLET_TILES
+#endif
+
 #define CHIPLET_STRING_OF(x) #x
 #define CHIPLET_STRING(x) CHIPLET_STRING_OF(x)
 
@@ -25,12 +29,16 @@ namespace CHIPLET_ISA {
 #include "attention.h"
 
 #include "int8_linear.h"  // after linear.h, whose last step it shares
+#include "span_linear.h"
+#if defined(CHIPLET_TILES)
+#include "tiles.h"
+#endif
 #include "word_linear.h"
 
 extern const Kernels table;
 const Kernels table = {
-    CHIPLET_STRING(CHIPLET_ISA), kCodeRows, kHasBf16Words, rms_norm, rotary, silu_mul, sample, linear,
-    widen_rows, panel_rows, quantize_rows, int8_linear, pair_rows, quantize_tokens, bf16_linear, int8_channels,
+    CHIPLET_STRING(CHIPLET_ISA), kCodeRows, kHasBf16Words, kHasTiles, rms_norm, rotary, silu_mul, sample, linear,
+    widen_rows, panel_rows, quantize_rows, int8_linear, pair_rows, quantize_tokens, bf16_linear, int8_channels, int8_spans,
     attend, join_parts, argmax, write_kv,
 };
 

@@ -5,6 +5,11 @@
 namespace calls {
 namespace {
 
+// Tiles hold 16 rows of 16 words, and two of them are read. Rounding a panel for them pays from some
+// rows on; neither number was measured on hardware with tiles.
+constexpr int64_t kTiledRows = 16, kSpanRows = 32;
+constexpr int64_t kSpan = 32;  // inputs of x with a scale
+
 // What a product of whole numbers needs to know of a coding; as in blocks.h.
 struct Grouping {
   int group, zero;
@@ -49,15 +54,33 @@ void blocks(Dtype dtype, const Rows& x, const LinearArgs& a) {
   });
 }
 
-WordArgs words_of(const Rows& x, int64_t k, int per_word) {
-  int64_t words = (k + per_word - 1) / per_word;
-  auto* memory = (int32_t*)pool::shared_memory(x.rows * (words + 2) * sizeof(int32_t));
-  int32_t* after = memory + x.rows * words;
-  return {x.data, x.stride, x.rows, k, words, memory, (float*)after, after + x.rows};
+// `span` 0: all inputs share a scale.
+WordArgs words_of(const Rows& x, int64_t k, int64_t span, int per_word) {
+  constexpr int64_t kWords = 16, kRows = 32;
+  int64_t words = (k + per_word - 1) / per_word, row_words = words, rows = x.rows;
+  bool is_tiled = kernels().has_tiles && x.rows >= kTiledRows;
+  if (is_tiled) {
+    row_words = (words + kWords - 1) / kWords * kWords;
+    rows = (rows + kRows - 1) / kRows * kRows;
+  }
+  if (span == 0) span = words * per_word;
+  int64_t scales = x.rows * ((k + span - 1) / span);
+  auto* memory = (int32_t*)pool::shared_memory((rows * row_words + 2 * scales) * sizeof(int32_t));
+  int32_t* after = memory + rows * row_words;
+  return {x.data, x.stride,  x.rows,   k,      span,          words,
+          row_words, is_tiled, memory, (float*)after, after + scales};
+}
+
+void spans(Dtype dtype, const Rows& x, const LinearArgs& a) {
+  WordArgs w = words_of(x, a.k, kSpan, 4);
+  for_tiles(x.rows, a.k, [&](int64_t begin, int64_t end) {
+    kernels().quantize_tokens(dtype, w, begin, end);
+  });
+  for_panels(a, [&](int64_t begin, int64_t end) { kernels().int8_spans(dtype, a, w, begin, end); });
 }
 
 void channels(Dtype dtype, const Rows& x, const LinearArgs& a) {
-  WordArgs w = words_of(x, a.k, 4);
+  WordArgs w = words_of(x, a.k, 0, 4);
   for_tiles(x.rows, a.k, [&](int64_t begin, int64_t end) {
     kernels().quantize_tokens(dtype, w, begin, end);
   });
@@ -67,7 +90,7 @@ void channels(Dtype dtype, const Rows& x, const LinearArgs& a) {
 }
 
 void pairs(const Rows& x, const LinearArgs& a) {
-  WordArgs w = words_of(x, a.k, 2);
+  WordArgs w = words_of(x, a.k, 0, 2);
   for_tiles(x.rows, a.k,
             [&](int64_t begin, int64_t end) { kernels().pair_rows(w, begin, end); });
   for_panels(a, [&](int64_t begin, int64_t end) {
@@ -96,7 +119,9 @@ void linear(Dtype dtype, const Rows& x, LinearArgs a) {
 }
 
 void int8_linear(Dtype dtype, const Rows& x, const LinearArgs& a) {
-  a.coding == Coding::int8_channels ? channels(dtype, x, a) : blocks(dtype, x, a);
+  if (a.coding == Coding::int8_channels) return channels(dtype, x, a);
+  bool is_tiled = kernels().has_tiles && x.rows >= kSpanRows;
+  is_tiled ? spans(dtype, x, a) : blocks(dtype, x, a);
 }
 
 void rows(Dtype dtype, const RowsArgs& a, int64_t count) {

@@ -94,14 +94,17 @@ struct QuantizeArgs {
   float* sums;     // [rows, k / group]
 };
 
-// Rows as words of 32 bits, in tiles of `Kernels::code_rows`; see word_linear.h.
+// Rows as words of 32 bits, in tiles; see word_linear.h. Of int8, `span` inputs of a row share a scale,
+// and a row has spans = ceil(k / span) of them.
 struct WordArgs {
   const void* x;
-  int64_t stride, rows, k;
-  int64_t words;     // of a row
-  int32_t* x_words;  // [rows, words]
-  float* scales;     // [rows], of int8
-  int32_t* offsets;  // [rows], of int8: what a sum is too large by, negated
+  int64_t stride, rows, k, span;
+  int64_t words;      // of a panel's output
+  int64_t row_words;  // of a row of x: as many, or more where tile_linear.h reads them
+  bool is_tiled;      // for tile_linear.h: rows stand one after another
+  int32_t* x_words;   // [rows, row_words]
+  float* scales;      // [rows, spans], of int8
+  int32_t* offsets;   // [rows, spans], of int8: what a sum is too large by, negated
 };
 
 struct AttentionArgs {
@@ -156,6 +159,7 @@ struct Kernels {
   const char* name;
   int code_rows;        // of a tile
   bool has_bf16_words;  // bf16_linear may be called
+  bool has_tiles;       // rows for words may be tiled, and int8_spans called
   void (*rms_norm)(Dtype, const NormArgs&, int64_t begin, int64_t end);
   void (*rotary)(Dtype, const RotaryArgs&, int64_t begin, int64_t end);
   void (*silu_mul)(Dtype, const SiluMulArgs&, int64_t begin, int64_t end);
@@ -172,6 +176,8 @@ struct Kernels {
                       int64_t end);  // panels
   void (*int8_channels)(Dtype, const LinearArgs&, const WordArgs&, int64_t begin,
                         int64_t end);  // panels
+  void (*int8_spans)(Dtype, const LinearArgs&, const WordArgs&, int64_t begin,
+                     int64_t end);  // panels
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*join_parts)(const AttentionArgs&, const AttentionJoin*, int64_t begin, int64_t end);
   void (*argmax)(Dtype, const ArgmaxArgs&, int64_t begin, int64_t end);

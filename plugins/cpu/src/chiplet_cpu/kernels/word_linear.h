@@ -1,13 +1,15 @@
-// y = x W^T + b where one sum runs over all inputs: bfloat16 in pairs, int8 in quads. Included by
+// y = x W^T + b where one sum runs over many inputs: bfloat16 in pairs, int8 in quads. Included by
 // isa.cpp.
 //
 // Weights and x both come in words of 32 bits: two neighbouring inputs of bfloat16, or four of int8.
 // A panel is [words of K][kPanel], x is in tiles as in int8_linear.h: [words of K][rows of the tile].
+// Sums of int8 run over a span of x. A panel's scales follow its words: [spans of weights][kPanel].
 // An instruction multiplies a vector of weights with one word of x that is the same in all lanes.
 // Two panels at a time: each word of x is then used twice as often as it is loaded.
 
 #if defined(__AVX512BF16__)
 struct Bf16Words {
+  static constexpr int kInputs = 2;
   using Sum = F;
   static Sum none() { return zero(); }
   static Sum join(Sum a, Sum b) { return a + b; }
@@ -15,9 +17,21 @@ struct Bf16Words {
     return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)splat_word(x));
   }
 };
+#elif defined(CHIPLET_TILES_MODEL)
+struct Bf16Words {
+  static constexpr int kInputs = 2;
+  using Sum = F;
+  static Sum none() { return zero(); }
+  static Sum join(Sum a, Sum b) { return a + b; }
+  static Sum add(Sum sum, I weights, int32_t x) {
+    I same = splat_word(x);
+    return sum + low_bf16(weights) * low_bf16(same) + high_bf16(weights) * high_bf16(same);
+  }
+};
 #endif
 
 struct Int8Words {
+  static constexpr int kInputs = 4;
   using Sum = I;
   static Sum none() { return zero_words(); }
   static Sum join(Sum a, Sum b) { return add_words(a, b); }
@@ -27,9 +41,10 @@ struct Int8Words {
 // Loops over sums are unrolled by word, or some compilers keep the sums in memory.
 #define CHIPLET_UNROLL _Pragma("GCC unroll 32")
 
-// sums[R][P * V]: P panels, `stride` bytes apart, times a tile of R rows.
+// sums[R][P * V]: P panels, `stride` bytes apart, times a tile of R rows. Not inlined, or some
+// compilers keep the sums in memory once their use is unrolled too.
 template <class Words, int R, int P>
-static inline void word_product(const uint8_t* panel, int64_t stride, int64_t words,
+[[gnu::noinline]] static void word_product(const uint8_t* panel, int64_t stride, int64_t words,
                                 const int32_t* x, typename Words::Sum* sums) {
   constexpr int C = P * V, N = R * C;
   constexpr int U = N >= 8 ? 1 : 4;  // chains that hide the latency of few rows
@@ -67,39 +82,91 @@ static void word_tile(int rows, const uint8_t* panel, int64_t stride, int64_t wo
   if (rows == R) {
     alignas(64) typename Words::Sum sums[R * P * V];
     word_product<Words, R, P>(panel, stride, words, x, sums);
-    for (int i = 0; i < R * P * V; ++i) use(i / (P * V), i % (P * V), sums[i]);
+    CHIPLET_UNROLL for (int i = 0; i < R * P * V; ++i) use(i / (P * V), i % (P * V), sums[i]);
   } else if constexpr (R > 1) {
     word_tile<Words, R - 1, P>(rows, panel, stride, words, x, use);
   }
 }
 
-constexpr int kPanels = W == 16 ? 2 : 1;  // panels of a tile, as many as registers hold
+constexpr int kVectorPanels = W == 16 ? 2 : 1;  // as many as registers hold
+constexpr int kMostPanels = 2;                  // that any product takes at once
 
-// Panels [begin, end), in blocks of rows whose words stay in the second-level cache.
-// `to_floats(row, panel, v, sum)` makes results of vector v of a panel.
-template <class Words, class ToFloats>
-static void word_panels(Dtype dtype, const LinearArgs& a, int64_t words, const int32_t* x,
-                        int64_t begin, int64_t end, ToFloats to_floats) {
-  alignas(64) float out[kPanels][kCodeRows * kPanel];
-  int64_t most = kCodesBytes / (4 * words) / kCodeRows * kCodeRows;
-  int64_t block = most < kCodeRows ? kCodeRows : most;
+// Panels as they are read: `stride` bytes apart.
+struct PanelRun {
+  const uint8_t* first;
+  int64_t stride;
+};
+
+// How a sum is added to `before`: a row of x, span s, vector v of a panel.
+struct PlainSums {
+  F operator()(const uint8_t*, int64_t, int64_t, int, F sum, F before) const {
+    return before + sum;
+  }
+};
+struct ScaledSums {
+  const WordArgs& x;
+  int64_t spans;        // of x, in a row
+  int64_t weight_span;  // inputs
+  F operator()(const uint8_t* panel, int64_t row, int64_t s, int v, I sum, F before) const {
+    const float* scales = (const float*)(panel + x.words * kQuad);
+    F scale = load(scales + s * x.span / weight_span * kPanel + v * W);
+    I whole = add_words(sum, splat_word(x.offsets[row * spans + s]));
+    return fma(to_float(whole) * scale, splat(x.scales[row * spans + s]), before);
+  }
+};
+
+static inline int64_t num_spans(const WordArgs& x) { return (x.k + x.span - 1) / x.span; }
+
+// out[kPanels][kRows * kPanel]: a tile of rows times some panels.
+template <class Words>
+struct WordProduct {
+  static constexpr int kRows = kCodeRows, kPanels = kVectorPanels;
+
+  template <class ToResults>
+  static void run(const WordArgs& x, PanelRun run, int panels, int64_t row, int rows,
+                  ToResults to_results, float (*out)[kRows * kPanel]) {
+    int64_t step = x.span / Words::kInputs;
+    for (int64_t s = 0, first = 0; first < x.words; ++s, first += step) {
+      int64_t words = x.words - first < step ? x.words - first : step;
+      auto use = [&](int r, int c, auto sum) {
+        const uint8_t* panel = run.first + c / V * run.stride;
+        float* at = out[c / V] + r * kPanel + c % V * W;
+        store(at, to_results(panel, row + r, s, c % V, sum, s ? load(at) : zero()));
+      };
+      const uint8_t* from = run.first + first * kQuad;
+      const int32_t* tile = x.x_words + row * x.row_words + first * rows;
+      if (panels == kPanels) {
+        word_tile<Words, kRows, kPanels>(rows, from, run.stride, words, tile, use);
+      } else {
+        word_tile<Words, kRows, 1>(rows, from, run.stride, words, tile, use);
+      }
+    }
+  }
+};
+
+#if defined(CHIPLET_TILES)
+#include "tile_linear.h"
+#endif
+
+// Panels [begin, end), in blocks of rows whose words stay in the second-level cache. `source(panel,
+// count)` gives panels to read.
+template <class Product, class Source, class ToResults>
+static void product_panels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
+                           int64_t end, Source source, ToResults to_results) {
+  constexpr int kRows = Product::kRows;
+  alignas(64) float out[Product::kPanels][kRows * kPanel];
+  int64_t most = kCodesBytes / (4 * x.words) / kRows * kRows;
+  int64_t block = most < kRows ? kRows : most;
+  // Few rows read panels one after another, as memory is read best.
+  int at_once = a.rows <= 2 ? 1 : Product::kPanels;
   for (int64_t first = 0; first < a.rows; first += block) {
     int64_t last = a.rows - first < block ? a.rows : first + block;
-    for (int64_t panel = begin; panel < end; panel += kPanels) {
-      const uint8_t* packed = (const uint8_t*)a.panels + panel * a.panel_bytes;
-      int panels = end - panel < kPanels ? (int)(end - panel) : kPanels;
-      for (int64_t row = first; row < last; row += kCodeRows) {
-        int rows = a.rows - row < kCodeRows ? (int)(a.rows - row) : kCodeRows;
-        auto use = [&](int r, int c, auto sum) {
-          F values = to_floats(row + r, panel + c / V, c % V, sum);
-          store(out[c / V] + r * kPanel + c % V * W, values);
-        };
-        const int32_t* tile = x + row * words;
-        if (panels == kPanels) {
-          word_tile<Words, kCodeRows, kPanels>(rows, packed, a.panel_bytes, words, tile, use);
-        } else {
-          word_tile<Words, kCodeRows, 1>(rows, packed, a.panel_bytes, words, tile, use);
-        }
+    for (int64_t panel = begin; panel < end; panel += at_once) {
+      int panels = end - panel < at_once ? (int)(end - panel) : at_once;
+      PanelRun run = source(panel, panels);
+      for (int64_t row = first; row < last; row += kRows) {
+        int rows = a.rows - row < kRows ? (int)(a.rows - row) : kRows;
+        Product::run(x, run, panels, row, rows, to_results, out);
         for (int p = 0; p < panels; ++p) {
           CHIPLET_DISPATCH(dtype, T, finish<T>(a, row, rows, (panel + p) * kPanel, out[p]))
         }
@@ -108,90 +175,131 @@ static void word_panels(Dtype dtype, const LinearArgs& a, int64_t words, const i
   }
 }
 
-// int8: after its words a panel has a scale for each output.
+template <class Words, class Source, class ToResults>
+static void word_panels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
+                        int64_t end, Source source, ToResults to_results) {
+#if defined(CHIPLET_TILES)
+  if (x.is_tiled) {
+    Tiles::begin(tile_words<Words>(x));
+    product_panels<TileProduct<Words>>(dtype, a, x, begin, end, source, to_results);
+    return Tiles::end();
+  }
+#endif
+  product_panels<WordProduct<Words>>(dtype, a, x, begin, end, source, to_results);
+}
+
+static PanelRun packed_panels(const LinearArgs& a, int64_t panel) {
+  return {(const uint8_t*)a.panels + panel * a.panel_bytes, a.panel_bytes};
+}
+
 static void int8_channels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
                           int64_t end) {
-  auto to_floats = [&](int64_t row, int64_t panel, int v, I sum) {
-    const uint8_t* packed = (const uint8_t*)a.panels + panel * a.panel_bytes;
-    F scale = load((const float*)(packed + x.words * kQuad) + v * W);
-    return to_float(add_words(sum, splat_word(x.offsets[row]))) * (scale * splat(x.scales[row]));
-  };
-  word_panels<Int8Words>(dtype, a, x.words, x.x_words, begin, end, to_floats);
+  auto source = [&](int64_t panel, int) { return packed_panels(a, panel); };
+  ScaledSums results{x, 1, x.span};
+  word_panels<Int8Words>(dtype, a, x, begin, end, source, results);
+}
+
+// Blocks rounded to spans; called where there are tiles.
+static void int8_spans(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
+                       int64_t end) {
+  int64_t stride = rounded_bytes(a.k);
+  auto* rounded = (uint8_t*)pool::own_memory(kMostPanels * stride);
+  with_blocks(a.coding, [&](auto blocks) {
+    auto source = [&](int64_t panel, int count) {
+      for (int p = 0; p < count; ++p) {
+        const uint8_t* packed = (const uint8_t*)a.panels + (panel + p) * a.panel_bytes;
+        round_panel<decltype(blocks)>(packed, a.k, rounded + p * stride);
+      }
+      return PanelRun{rounded, stride};
+    };
+    ScaledSums results{x, num_spans(x), weight_span(a.k)};
+    word_panels<Int8Words>(dtype, a, x, begin, end, source, results);
+  });
 }
 
 static void bf16_linear(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
                         int64_t end) {
-#if defined(__AVX512BF16__)
-  auto to_floats = [](int64_t, int64_t, int, F sum) { return sum; };
-  word_panels<Bf16Words>(dtype, a, x.words, x.x_words, begin, end, to_floats);
+#if defined(__AVX512BF16__) || defined(CHIPLET_TILES_MODEL)
+  auto source = [&](int64_t panel, int) { return packed_panels(a, panel); };
+  word_panels<Bf16Words>(dtype, a, x, begin, end, source, PlainSums{});
 #else
   (void)dtype, (void)a, (void)x, (void)begin, (void)end;  // never called: see has_bf16_words
 #endif
 }
 
 constexpr bool kHasBf16Words =
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(CHIPLET_TILES_MODEL)
     true;
 #else
     false;
 #endif
+
+constexpr bool kHasTiles =
+#if defined(CHIPLET_TILES)
+    true;
+#else
+    false;
+#endif
+
+// Word w of row r of a tile stands at w * word + r * row.
+struct WordStrides {
+  int64_t word, row;
+};
+static inline WordStrides word_strides(const WordArgs& a, int rows) {
+  return a.is_tiled ? WordStrides{1, a.row_words} : WordStrides{rows, 1};
+}
+
+// What a row has beyond its inputs: zeros, since weights of zero times anything might be no number.
+static inline void fill_row(const WordArgs& a, int32_t* words) {
+  for (int64_t w = a.words; w < a.row_words; ++w) words[w] = 0;
+}
 
 // Tiles [begin, end) of rows of bfloat16 as words.
 static void pair_rows(const WordArgs& a, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     int64_t first = tile * kCodeRows, left = a.rows - first;
     int rows = left < kCodeRows ? (int)left : kCodeRows;
-    int32_t* words = a.x_words + first * a.words;
+    auto [word, row] = word_strides(a, rows);
     for (int r = 0; r < rows; ++r) {
+      int32_t* words = a.x_words + first * a.row_words + r * row;
       const bf16* x = (const bf16*)a.x + (first + r) * a.stride;
       for (int64_t k = 0; k < a.k / 2; ++k) {
-        __builtin_memcpy(words + k * rows + r, x + 2 * k, 4);
+        __builtin_memcpy(words + k * word, x + 2 * k, 4);
       }
-      if (a.k % 2) words[a.k / 2 * rows + r] = x[a.k - 1].bits;
+      if (a.k % 2) words[a.k / 2 * word] = x[a.k - 1].bits;
+      if (a.is_tiled) fill_row(a, words);
     }
   }
 }
 
-// Tiles [begin, end) of rows rounded to eight bits, with one scale each.
+// A row rounded to eight bits, with a scale for each span.
 template <class T>
-static void quantize_token(const WordArgs& a, int64_t row, int rows, int32_t* words) {
-  constexpr int kChunk = 64;
+static void quantize_token(const WordArgs& a, int64_t row, int32_t* words, int64_t stride) {
   const T* x = (const T*)a.x + row * a.stride;
-  F best = zero();
-  each_vector(a.k, [&](int64_t i, auto load, auto) {
-    F values = load(x + i);
-    best = max(best, max(values, zero() - values));
-  });
-  float most = largest(best);
-  float scale = most > 0 ? most / 127.0f : 1.0f;
-  int32_t sum = 0;
-  alignas(64) float rounded[kChunk];
-  alignas(64) int8_t codes[kChunk];
-  for (int64_t k = 0; k < a.k; k += kChunk) {
-    int count = a.k - k < kChunk ? (int)(a.k - k) : kChunk;
-    each_vector(count, [&](int64_t i, auto load, auto store) {
-      store(rounded + i, min(splat(127), max(splat(-127), round(load(x + k + i) / splat(scale)))));
+  int64_t spans = num_spans(a);
+  for (int64_t s = 0; s < spans; ++s) {
+    int64_t begin = s * a.span, left = a.k - begin, count = left < a.span ? left : a.span;
+    float most = largest_magnitude(x + begin, count);
+    float scale = most > 0 ? most / 127.0f : 1.0f;
+    F unit = splat(scale);
+    int32_t* to = words + begin / 4 * stride;
+    int32_t sum = put_rounded(x + begin, count, to, stride, [&](F values) {
+      return min(splat(127), max(splat(-127), values / unit));
     });
-    for (int i = count; i < kChunk; ++i) rounded[i] = 0;
-    for (int i = 0; i < kChunk; ++i) {
-      codes[i] = (int8_t)(int32_t)rounded[i];
-      sum += codes[i];
-    }
-    for (int i = 0; i < (count + 3) / 4; ++i) {
-      __builtin_memcpy(words + (k / 4 + i) * rows, codes + 4 * i, 4);
-    }
+    a.scales[row * spans + s] = scale;
+    a.offsets[row * spans + s] = -128 * sum;
   }
-  a.scales[row] = scale;
-  a.offsets[row] = -128 * sum;
 }
 
 static void quantize_tokens(Dtype dtype, const WordArgs& a, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     int64_t first = tile * kCodeRows, left = a.rows - first;
     int rows = left < kCodeRows ? (int)left : kCodeRows;
+    auto [word, step] = word_strides(a, rows);
     for (int r = 0; r < rows; ++r) {
-      int32_t* words = a.x_words + first * a.words + r;
-      CHIPLET_DISPATCH(dtype, T, quantize_token<T>(a, first + r, rows, words))
+      int32_t* words = a.x_words + first * a.row_words + r * step;
+      CHIPLET_DISPATCH(dtype, T, quantize_token<T>(a, first + r, words, word))
+      if (a.is_tiled) fill_row(a, words);
     }
   }
 }
