@@ -242,7 +242,7 @@ def _api(value: object) -> Mapping[str, str]:
             ranges[str(interface)] = str(SpecifierSet(wanted))
         except (InvalidSpecifier, TypeError, AttributeError) as error:
             raise ManifestError(
-                f"[api] {interface} is {wanted!r}; it must be a range like '>=0.1,<0.2'"
+                f"[api] {interface} is {wanted!r}; it must be a range like '>=1.0,<2'"
             ) from error
     return ranges
 

@@ -98,31 +98,15 @@ static inline const char* in_page(const AttentionArgs& a, const AttentionItem& i
          ((page * 2 + of_values) * a.num_kv_heads + item.head) * a.page_size * width;
 }
 
-// A block of keys or values. Pages lie scattered, where the processor's own prefetching ends with
-// each head of a page.
-static inline void prefetch_block(const AttentionArgs& a, const AttentionItem& item, int64_t begin,
-                                  int of_values) {
-  int64_t end = begin + kBlockTokens < item.kv_end ? begin + kBlockTokens : item.kv_end;
-  bool is_coded = a.coding != KvCoding::none;
-  int64_t d = a.head_dim, bytes = is_coded ? d : d * (a.kv_dtype == Dtype::float32 ? 4 : 2);
-  int64_t width = is_coded ? row_width(a.coding, d) : bytes;
-  const int32_t* pages = pages_of(a, item);
-  for (int64_t token = begin; token < end;) {
-    int64_t offset = token % a.page_size, left = a.page_size - offset;
-    int64_t taken = end - token < left ? end - token : left;
-    const char* at = in_page(a, item, pages, token, of_values, width) + offset * bytes;
-    for (int64_t i = 0; i < taken * bytes; i += 64) __builtin_prefetch(at + i);
-    token += taken;
-  }
-}
-
 template <class Dot>
 struct Attending {
   using Row = typename Dot::Row;
   static constexpr int P = Dot::kPerWord;
   const AttentionArgs& a;
   const AttentionItem& item;
+  const AttentionItem* next;  // what this thread does then; may be null
   const int32_t* pages;
+  bool is_fetching, is_fetching_codes;  // few rows: memory is what takes time
   int64_t page_tokens;  // of what is multiplied: a page, or tokens that were decoded
   Row* q;                  // [rows, head_dim]
   float* scores;           // [rows, kBlockTokens]
@@ -142,6 +126,17 @@ struct Attending {
     return (a.coding != KvCoding::none ? token - item.kv_begin : token) % page_tokens;
   }
 
+  // As many bytes of a later page as some tokens take: all of it, once all its tokens were decoded.
+  void fetch_codes(int64_t token, int64_t count, int64_t width) const {
+    for (int of_values = 0; of_values < 2; ++of_values) {
+      int64_t later = token;
+      const char* page = later_page(later, of_values, width);
+      if (!page) return;
+      page += later % a.page_size * width;
+      for (int64_t i = 0; i < count * width; i += 64) __builtin_prefetch(page + i, 0, kSecondLevel);
+    }
+  }
+
   void decode(int64_t begin, int64_t end) {
     for (int i = (int)(end - begin); i < kBlockTokens; ++i) {
       decoded.key_scales[i] = decoded.value_scales[i] = 0;
@@ -155,8 +150,33 @@ struct Attending {
       auto decode_as = a.coding == KvCoding::int8 ? decode_page<KvCoding::int8>
                                                   : decode_page<KvCoding::fp8>;
       decode_as(keys, values, offset, taken, a.page_size, a.head_dim, token - begin, decoded);
+      if (is_fetching_codes) fetch_codes(token, taken, width);
       token += taken;
     }
+  }
+
+  // The page's keys, or values, of a token one block later, which may be the next item's; null if there
+  // is none. `token` becomes that token.
+  const char* later_page(int64_t& token, int of_values, int64_t width) const {
+    const AttentionItem* owner = &item;
+    token += kBlockTokens;
+    if (token >= item.kv_end) {
+      owner = next;
+      token -= (item.kv_end + 15) / 16 * 16;
+      if (!next || (token += next->kv_begin) >= next->kv_end) return nullptr;
+    }
+    return in_page(a, *owner, pages_of(a, *owner), token, of_values, width);
+  }
+
+  const uint32_t* later_words(int64_t token, int of_values) const {
+    auto* page = (const uint32_t*)later_page(token, of_values, a.head_dim * 4 / P);
+    int64_t offset = token % a.page_size;
+    return page ? page + (of_values ? offset / P * a.head_dim : offset) : nullptr;
+  }
+
+  void add_vector(Stretch& stretch, int v, const uint32_t* words, const uint32_t* later) const {
+    stretch.at[v] = words;
+    stretch.later[v] = later ? later : words;  // which is there already
   }
 
   void score(int64_t begin, int num_vectors) {
@@ -165,9 +185,11 @@ struct Attending {
       Stretch stretch;
       stretch.stride = page_tokens;
       stretch.count = (int)(a.head_dim / P);
+      stretch.is_fetching = is_fetching;
       for (int v = 0; v < count; ++v) {
         int64_t token = begin + (first + v) * W;
-        stretch.at[v] = words(token, 0) + place(token);
+        add_vector(stretch, v, words(token, 0) + place(token),
+                   is_fetching ? later_words(token, 0) : nullptr);
       }
       multiply_vectors<Dot>(count, item.num_rows, q, a.head_dim, &stretch, 1, nullptr,
                             scores + first * W, kBlockTokens);
@@ -182,16 +204,19 @@ struct Attending {
       int num = 0;
       for (int64_t token = begin; token < end;) {
         int64_t offset = place(token), left = page_tokens - offset;
+        if (is_fetching && left > 16) left = 16;  // which lie together one block later too
         int64_t taken = end - token < left ? end - token : left;
         const uint32_t* at = words(token, 1) + offset / P * a.head_dim + first * W;
         if (taken / P > 0) {
-          stretches[num++] = stretch_at(at, (int)(taken / P), count);
+          const uint32_t* later = is_fetching ? later_words(token, 1) : nullptr;
+          stretches[num++] =
+              stretch_at(at, later ? later + first * W : nullptr, (int)(taken / P), count);
         }
         if (taken % P) {  // what lies beside the last token may be anything
           const uint32_t* odd = at + taken / P * a.head_dim;
           uint32_t* kept = last_word + first * W;
           for (int i = 0; i < count * W; ++i) kept[i] = odd[i] & 0xffff;
-          stretches[num++] = stretch_at(kept, 1, count);
+          stretches[num++] = stretch_at(kept, nullptr, 1, count);
         }
         token += taken;
       }
@@ -200,11 +225,14 @@ struct Attending {
     }
   }
 
-  Stretch stretch_at(const uint32_t* at, int steps, int num_vectors) const {
+  Stretch stretch_at(const uint32_t* at, const uint32_t* later, int steps, int num_vectors) const {
     Stretch stretch;
     stretch.stride = a.head_dim;
     stretch.count = steps;
-    for (int v = 0; v < num_vectors; ++v) stretch.at[v] = at + v * W;
+    stretch.is_fetching = is_fetching;
+    for (int v = 0; v < num_vectors; ++v) {
+      add_vector(stretch, v, at + v * W, later ? later + v * W : nullptr);
+    }
     return stretch;
   }
 
@@ -235,21 +263,14 @@ struct Attending {
     }
   }
 
-  void run(int64_t first_position, const AttentionItem* next) {
+  void run(int64_t first_position) {
     begin_rows();
-    bool is_few = item.num_rows <= kFewRows;
     for (int64_t begin = item.kv_begin; begin < item.kv_end; begin += kBlockTokens) {
       int64_t end = begin + kBlockTokens < item.kv_end ? begin + kBlockTokens : item.kv_end;
       int num_tokens = (int)((end - begin + W - 1) / W * W);
-      if (is_few) prefetch_block(a, item, begin, 1);
       if (a.coding != KvCoding::none) decode(begin, end);
       score(begin, num_tokens / W);
       soften_rows(begin, end, num_tokens, first_position);
-      if (is_few && end < item.kv_end) {
-        prefetch_block(a, item, end, 0);
-      } else if (is_few && next) {
-        prefetch_block(a, *next, next->kv_begin, 0);
-      }
       add_values(begin, end,
                  weights_as<Row>(scores, kBlockTokens, item.num_rows, num_tokens, narrow));
     }
@@ -295,7 +316,9 @@ static void attend_item(const AttentionArgs& a, const AttentionItem& item,
     memory += count;
     return taken;
   };
-  Attending<Dot> work{a, item, pages_of(a, item)};
+  Attending<Dot> work{a, item, next, pages_of(a, item)};
+  work.is_fetching = rows <= kFewRows && !decoded;
+  work.is_fetching_codes = rows <= kFewRows && decoded;
   work.page_tokens = decoded ? kBlockTokens : a.page_size;
   work.running.sums = take(rows * d);
   work.scores = take(rows * kBlockTokens);
@@ -312,7 +335,7 @@ static void attend_item(const AttentionArgs& a, const AttentionItem& item,
   }
   int64_t num_queries = a.query_starts[item.request + 1] - a.query_starts[item.request];
   CHIPLET_DISPATCH(a.dtype, T, take_queries<T>(a, item, work.q))
-  work.run(a.kv_lengths[item.request] - num_queries, next);
+  work.run(a.kv_lengths[item.request] - num_queries);
   if (item.part < 0) {
     CHIPLET_DISPATCH(a.dtype, T, finish_rows<T>(a, item, work.running.total, work.running.sums))
     return;
@@ -329,9 +352,6 @@ static void attend(const AttentionArgs& a, const AttentionItem* items, int64_t b
                    int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const AttentionItem* next = i + 1 < end ? items + i + 1 : nullptr;
-    if (i == begin && items[i].num_rows <= kFewRows) {
-      prefetch_block(a, items[i], items[i].kv_begin, 0);
-    }
     // Codes are decoded to bfloat16.
     Dtype kv_dtype = a.coding != KvCoding::none ? Dtype::bfloat16 : a.kv_dtype;
     switch (kv_dtype) {

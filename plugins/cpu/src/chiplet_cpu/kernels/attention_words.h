@@ -4,6 +4,7 @@
 // vector of words, so that nothing is transposed or summed across lanes.
 
 constexpr int kBlockTokens = 128;  // scores of a block stay in the first-level cache
+constexpr int kSecondLevel = 2;     // of the caches, to __builtin_prefetch
 constexpr int kTileVectors = W == 16 ? 4 : 2;
 constexpr int kTileRows = W == 16 ? 6 : 4;  // as many sums as registers hold
 
@@ -111,11 +112,15 @@ struct PairWords {
 };
 #endif
 
-// A stretch of words that rows are multiplied with: `count` steps, `stride` words apart.
+// A stretch of words that rows are multiplied with: `count` steps, `stride` words apart; and words that
+// will be multiplied later, in the same steps. Those are fetched into the second-level cache, since
+// the first level waits for too few lines at a time to keep memory busy.
 struct Stretch {
   const uint32_t* at[kTileVectors];
+  const uint32_t* later[kTileVectors];
   int64_t stride;
   int count;
+  bool is_fetching;
 };
 
 // out[R, V vectors] = out * factor + rows[R, ...] . stretches. `factors` may be null: then out is
@@ -134,7 +139,13 @@ static void multiply_words(const typename Dot::Row* rows, int64_t row_stride,
     const uint32_t* at[V];
     for (int v = 0; v < V; ++v) at[v] = stretches[s].at[v];
     int64_t stride = stretches[s].stride;
+    bool is_fetching = stretches[s].is_fetching;
     for (int k = 0; k < stretches[s].count; ++k) {
+      if (is_fetching) {
+        for (int v = 0; v < V; ++v) {
+          __builtin_prefetch(stretches[s].later[v] + k * stride, 0, kSecondLevel);
+        }
+      }
       typename Dot::Words words[V];
       for (int v = 0; v < V; ++v) {
         words[v] = Dot::load_words(at[v]);
