@@ -1,4 +1,4 @@
-"""What the compiler counts in steps for TPUs, and the times below which no chip can be.
+"""What the compiler counts in steps for TPUs, and the times that a chip needs for it.
 
     .venv-tpu/bin/python benchmarks/tpu_floors.py [FACTS...]
 
