@@ -65,15 +65,19 @@ def _describe(name: str, value: Any) -> Described:
     if issubclass(value, Enum):
         found["members"] = {each.name: each.value for each in value}
     elif dataclasses.is_dataclass(value):
+        found["is_frozen"] = vars(value)["__dataclass_params__"].frozen
         found["fields"] = [
-            [each.name, _text(each.type), _has_default(each), each.kw_only]
+            [each.name, _text(each.type), _default(each.default), each.kw_only]
             for each in dataclasses.fields(value)
         ]
     elif found["kind"] == "tuple":
         defaults: Mapping[str, Any] = getattr(value, "_field_defaults", {})
         hints = value.__annotations__
         names: tuple[str, ...] = getattr(value, "_fields", ())
-        found["fields"] = [[each, _text(hints[each]), each in defaults, False] for each in names]
+        found["fields"] = [
+            [each, _text(hints[each]), _default(defaults.get(each, dataclasses.MISSING)), False]
+            for each in names
+        ]
     elif found["kind"] == "protocol":
         hints = value.__annotations__
         found["fields"] = [[each, _text(kind), False, True] for each, kind in hints.items()]
@@ -105,19 +109,21 @@ def _methods(owner: type) -> Iterator[tuple[str, Any]]:
 
 
 def _signature(function: Callable[..., Any]) -> list[Any]:
-    """Parameters as [name, kind, type, has a default], and the type of the result."""
+    """Parameters as [name, kind, type, default], and the type of the result."""
     signature = inspect.signature(function)
-    empty = inspect.Parameter.empty
     parameters = [
-        [each.name, each.kind.name, _text(each.annotation), each.default is not empty]
+        [each.name, each.kind.name, _text(each.annotation), _default(each.default)]
         for each in signature.parameters.values()
     ]
     return [parameters, _text(signature.return_annotation)]
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is not missing or field.default_factory is not missing
+def _default(value: Any) -> bool | str:
+    """Whether there is a default; and which, where its text is the same in every process."""
+    if value is dataclasses.MISSING or value is inspect.Parameter.empty:
+        return False
+    is_plain = value is None or isinstance(value, (bool, int, float, str, Enum)) or value == ()
+    return repr(value) if is_plain else True
 
 
 def _text(annotation: Any) -> str:
@@ -176,7 +182,7 @@ def _compare(name: str, before: Described, now: Described, found: Changes) -> No
     if before["kind"] != now["kind"]:
         found.breaks.append(f"{name} was a {before['kind']} and is a {now['kind']}")
         return
-    for key in ("text", "signature"):
+    for key in ("text", "signature", "is_frozen"):
         if before.get(key) != now.get(key):
             found.breaks.append(f"{name} was {before[key]} and is {now[key]}")
     is_implemented_outside = now["kind"] == "protocol" and name.rpartition(".")[2] not in CORE_MADE

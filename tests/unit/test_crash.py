@@ -70,6 +70,28 @@ def test_stacks_are_read_as_this_python_writes_them() -> None:
     assert "ctypes" in place_of(died.stderr)
 
 
+def test_other_threads_accuse_nobody_where_one_is_marked() -> None:
+    crash_in_core, _, rest = STACK.partition("Current thread")
+    elsewhere = crash_in_core + "Current thread" + rest.replace("/acme/", "/other/")
+    assert shown_by(elsewhere, [ATTENTION, QKV]) == ()
+
+
+def test_paths_are_compared_as_a_stack_writes_them() -> None:
+    file = "/home/jos\u00e9/kernels.py"
+    stack = f'Current thread 0x0 (most recent call first):\n  File "{file}", line 12 in run\n'
+    written = stack.encode("ascii", "backslashreplace").decode()
+    theirs = InUse(denial="x", family="ops", distribution="d", spans=((file, 10, 20),))
+    assert shown_by(written, [theirs]) == (theirs,)
+
+
+def test_who_was_denied_is_not_accused_again_before_the_engine_is_ready() -> None:
+    suspicion = Suspicion()
+    suspicion.know([ATTENTION, QKV, OUT], "chiplet-own")
+    assert suspicion.accuse(STACK).deny == (QKV.denial, OUT.denial)
+    assert suspicion.accuse(STACK).deny == (ATTENTION.denial,)
+    assert suspicion.accuse(STACK).deny == ()
+
+
 def test_who_is_shown_is_denied_at_once() -> None:
     suspicion = Suspicion()
     suspicion.know([ATTENTION, QKV, OUT], "chiplet-own")

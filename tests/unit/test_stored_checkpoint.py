@@ -139,10 +139,18 @@ def decoding(**changes: Any) -> Any:
     return decode
 
 
+def test_a_format_that_cannot_tell_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert opened(tmp_path, Toy(), broken(recognizes=raising)).schemes == {NAME: FP8}
+    assert "recognizes raised KeyError: 'ouch'. It is passed over." in caplog.text
+    with pytest.raises(ModelError, match="recognizes raised KeyError"):
+        opened(tmp_path, broken(recognizes=raising), quant_method="toy")
+
+
 @pytest.mark.parametrize(
     ("methods", "said"),
     [
-        ({"recognizes": raising}, "recognizes raised KeyError"),
         ({"matrices": raising}, "matrices raised KeyError"),
         ({"decode": raising}, "decode of 'model.layers.0.mlp.up_proj.weight' raised KeyError"),
         ({"matrices": matrix()}, "no tensor"),

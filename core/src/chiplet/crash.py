@@ -48,7 +48,10 @@ def shown_by(stack: str, in_use: Sequence[InUse]) -> tuple[InUse, ...]:
         shown = tuple(
             each
             for each in in_use
-            if any(file == name and first <= line <= last for name, first, last in each.spans)
+            if any(
+                file == _as_written(name) and first <= line <= last
+                for name, first, last in each.spans
+            )
         )
         if shown:
             return shown
@@ -61,11 +64,17 @@ def place_of(stack: str) -> str:
 
 
 def _frames(stack: str) -> Iterator[tuple[str, int]]:
-    """File and line of each frame, those of the thread that crashed first."""
+    """File and line of each frame of the thread that crashed; of all, if none is marked so."""
     # What stands before the first heading, then headings and what follows them by turns.
     _, *parts = _THREAD.split(stack)
     threads = [*zip(parts[::2], parts[1::2], strict=True)]
-    # Sorting is stable. A crash in a thread of an extension marks none as current.
-    for _, text in sorted(threads, key=lambda each: each[0] != _CRASHED):
+    # A crash in a thread of an extension marks none as current.
+    crashed = [text for heading, text in threads if heading == _CRASHED]
+    for text in crashed or [text for _, text in threads]:
         for frame in _FRAME.finditer(text):
             yield frame["file"], int(frame["line"])
+
+
+def _as_written(name: str) -> str:
+    """A file's name as faulthandler writes it."""
+    return name.encode("ascii", "backslashreplace").decode()

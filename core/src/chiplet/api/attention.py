@@ -93,8 +93,8 @@ class KvLayout(Protocol):
     ) -> None:
         """Copy pages in.
 
-        Shapes: canonical `[n, 2, page_size, num_kv_heads, head_dim]`; kv as `shape` says; page_ids
-        `[n] int64`.
+        Shapes: canonical as the class says, `[n, 2, page_size, num_kv_heads, row_width]`; kv as
+        `shape` says; page_ids `[n] int64`.
         Mutates: `kv`, at `page_ids`.
         """
         ...

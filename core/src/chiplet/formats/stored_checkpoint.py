@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from chiplet.config import ModelConfig
 from chiplet.errors import ModelError
 from chiplet.formats.safetensors_checkpoint import SafetensorsCheckpoint
 from chiplet.reference.canonical import fault_of
+
+_log = logging.getLogger(__name__)
 
 
 class QuantizedCheckpoint:
@@ -93,15 +96,17 @@ def find_reader(
     Raises:
         ModelError: it is quantized, and nobody reads it.
     """
+    unknowing: list[str] = []
     for each in reversed(formats):
         try:
             if each.recognizes(facts):
                 return each
         except Exception as error:
-            raise _broken(each.name, "recognizes", error) from error
+            unknowing.append(_broken(each.name, "recognizes", error).problem)
+            _log.warning("%s It is passed over.", unknowing[-1])
     if not facts.quantization:
         return None
-    known = "; ".join(each.summary for each in formats)
+    known = "; ".join([each.summary for each in formats] + unknowing)
     raise ModelError(
         f"{what}: the checkpoint is quantized ({_in_words(facts.quantization)}); supported: "
         f"{known or 'none'}, and plain float32, float16 and bfloat16 weights.",

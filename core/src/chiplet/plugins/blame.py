@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from traceback import walk_tb
@@ -10,6 +12,9 @@ from typing import Any
 
 from chiplet.crash import InUse, Span
 from chiplet.plugins.selection import Bound
+
+_SHARED = sys.stdlib_module_names | {"torch", "chiplet"}
+"""Packages whose code runs for everybody, so that it shows nobody at work."""
 
 
 def blame(error: BaseException, bound: Sequence[Bound]) -> Bound | None:
@@ -48,13 +53,16 @@ def dispensable(bound: Sequence[Bound]) -> tuple[InUse, ...]:
 
 
 def _spans(impl: Any) -> Iterator[Span]:
-    """Where an implementation's code is written: its function, or the methods of its class."""
+    """Where an implementation's own code is written: its function, or the methods of its class."""
     owner = impl.__self__ if isinstance(impl, MethodType) else impl
-    codes = [*_codes(owner)]
-    if not codes:
-        members = [vars(each).values() for each in type(owner).__mro__ if each is not object]
-        codes = [code for each in members for member in each for code in _codes(member)]
-    for code in codes:
+    functions = [*_functions(owner)]
+    if not functions:
+        members = [member for each in type(owner).__mro__ for member in vars(each).values()]
+        functions = [function for each in members for function in _functions(each)]
+    for function in functions:
+        if (function.__module__ or "").partition(".")[0] in _SHARED:
+            continue
+        code = function.__code__
         lines = [line for *_, line in code.co_lines() if line is not None]
         yield code.co_filename, code.co_firstlineno, max(lines, default=code.co_firstlineno)
 
@@ -73,8 +81,15 @@ def _first_argument(frame: FrameType) -> object:
 
 def _codes(impl: Any) -> Iterator[CodeType]:
     """Code of a function; that of a method is its class's, and many objects share it."""
+    return (each.__code__ for each in _functions(impl))
+
+
+def _functions(impl: Any) -> Iterator[FunctionType]:
+    """The function itself, and not what a decorator put around it, which is everybody's."""
     called: Callable[..., Any] = impl
     while isinstance(called, partial):
         called = called.func
     if isinstance(called, FunctionType):
-        yield called.__code__
+        inner = inspect.unwrap(called)
+        if isinstance(inner, FunctionType):
+            yield inner

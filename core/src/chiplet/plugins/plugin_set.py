@@ -155,14 +155,14 @@ class PluginSet:
 
     def quantization_formats(self) -> tuple[QuantizationFormat, ...]:
         """Quantization formats of all plugins; core's own first."""
-        return tuple(each for _, each in self.offers("quantization_formats"))
+        return tuple(each for _, each in self.offers("quantization_formats", QuantizationFormat))
 
     def stored_formats(self) -> tuple[StoredFormat, ...]:
         """Formats of quantized checkpoints of all plugins; core's own first."""
-        return tuple(each for _, each in self.offers("stored_formats"))
+        return tuple(each for _, each in self.offers("stored_formats", StoredFormat))
 
     def offers(
-        self, hook: str, kind: type[OfferT] | None = None, **arguments: object
+        self, hook: str, kind: type[OfferT], **arguments: object
     ) -> Iterator[tuple[Plugin, OfferT]]:
         """What the plugins' hooks of one name return, each with its plugin; core's own first.
 
@@ -170,7 +170,7 @@ class PluginSet:
 
         Args:
             hook: one that returns a sequence.
-            kind: class of what it returns; None for a protocol.
+            kind: class of what it returns, or protocol that this has all names of.
             arguments: of the hook.
 
         Raises:
@@ -179,7 +179,7 @@ class PluginSet:
         for plugin in self.loaded:
             try:
                 found: list[OfferT] = list(plugin.call(hook, **arguments) or ())
-                wrong = [each for each in found if kind is not None and not isinstance(each, kind)]
+                wrong = [each for each in found if not _is_a(each, kind)]
                 if wrong:
                     raise TypeError(f"it returned {wrong[0]!r}")
             except Exception as error:
@@ -235,3 +235,11 @@ def _probe_check(result: ProbeResult) -> Check:
         f"probe failed: {result.failure}",
         f"Check the driver, or pass --no-plugin {result.plugin.distribution}.",
     )
+
+
+def _is_a(value: object, kind: type[Any]) -> bool:
+    """Whether something is of a class, or has the names that a protocol asks for."""
+    if not getattr(kind, "_is_protocol", False):
+        return isinstance(value, kind)
+    names = {*kind.__annotations__, *(each for each in vars(kind) if not each.startswith("_"))}
+    return all(hasattr(value, each) for each in names)

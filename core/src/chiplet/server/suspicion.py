@@ -57,7 +57,7 @@ class Suspicion:
         """
         shown = shown_by(stack, self._in_use)
         if shown:
-            deny = tuple(each.denial for each in shown)
+            deny = self._deny(shown)
             return Accusation(deny, f"Its last stack shows {', '.join(deny)} at work.")
         now_s = self.now_s()
         if self._crashes_s and now_s - self._crashes_s[-1] > FORGOTTEN_S:
@@ -70,12 +70,18 @@ class Suspicion:
         if len(self._crashes_s) == 1:
             return Accusation((), "Nothing shows who was at work; nobody is suspected for once.")
         suspect = min(self._in_use, key=self._innocence)
-        deny = tuple(each.denial for each in self._in_use if _are_kin(each, suspect))
+        deny = self._deny([each for each in self._in_use if _are_kin(each, suspect)])
         return Accusation(
             deny,
             f"Nothing shows who was at work in the last {len(self._crashes_s)} crashes; "
             f"{', '.join(deny)} is suspected, and may be innocent.",
         )
+
+    def _deny(self, accused: Sequence[InUse]) -> tuple[str, ...]:
+        """An engine that crashes again before it is ready has nobody of these in use."""
+        deny = tuple(each.denial for each in accused)
+        self._in_use = [each for each in self._in_use if each.denial not in deny]
+        return deny
 
     def _innocence(self, each: InUse) -> tuple[bool, int]:
         """Third parties' come first: the device's own plugin was tested with it."""
