@@ -74,11 +74,12 @@ BEFORE: dict[str, Any] = {
     "names": {
         "api.Request": {
             "kind": "dataclass",
+            "is_frozen": True,
             "methods": {
                 "features": ["property", "frozenset"],
                 "of": [[["x", "P", "int", False]], ""],
             },
-            "fields": [["size", "int", False, True], ["more", "int", True, True]],
+            "fields": [["size", "int", False, True], ["more", "int", "None", True]],
         },
         "api.Pair": {"kind": "dataclass", "methods": {}, "fields": [["a", "int", False, False]]},
         "api.Impl": {
@@ -115,6 +116,8 @@ BREAKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "field gone": lambda names: names["api.Request"]["fields"].pop(),
     "field without default": lambda names: names["api.Request"]["fields"].append(FIELD),
     "default gone": lambda names: names["api.Request"]["fields"][1].__setitem__(2, False),
+    "another default": lambda names: names["api.Request"]["fields"][1].__setitem__(2, "5.0"),
+    "frozen no more": lambda names: names["api.Request"].update(is_frozen=False),
     "field's type": lambda names: names["api.Request"]["fields"][0].__setitem__(1, "str"),
     "field before others": lambda names: names["api.Pair"]["fields"].insert(0, LAST),
     "property": lambda names: names["api.Request"]["methods"].pop("features"),

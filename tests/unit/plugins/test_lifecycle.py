@@ -256,6 +256,17 @@ def test_hooks_that_list_things_are_isolated(folder, caplog):
         find(plugins=("chiplet-one",)).model_entries()
 
 
+def test_what_lacks_a_formats_names_is_no_format(folder, caplog):
+    manifest = MANIFEST.partition("[o")[0] + 'quantization = ">=1.0,<2"\n'
+    folder.add("one", "@hookimpl\ndef stored_formats(): return [1]", manifest)
+    folder.add("two", "@hookimpl\ndef quantization_formats(): return [1]", manifest)
+    plugins = find()
+    assert {each.name for each in plugins.stored_formats()} >= {"awq", "gptq"}
+    assert {each.name for each in plugins.quantization_formats()} >= {"int8", "fp8"}
+    assert "Hook stored_formats of chiplet-one raised TypeError: it returned 1" in caplog.text
+    assert "Hook quantization_formats of chiplet-two raised TypeError" in caplog.text
+
+
 def test_doctor_lists_the_options(folder, capsys):
     folder.add("one", RECORDER, MANIFEST)
     main(["doctor", "--device", "reference"])
