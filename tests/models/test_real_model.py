@@ -155,6 +155,6 @@ def test_loading_takes_little_more_memory_than_the_file(dtype: str) -> None:
     # 98.4 MB, of which 1.8 are header and vocabulary; rotary angles of 8,192 positions, 2.1 MB.
     assert held_bytes < 1.02 * 98.4e6
     assert stays_bytes < 1.2 * 98.4e6
-    # At its largest, the head is there in both forms: 31 MB. What stays is no measure of the peak:
-    # the system may have taken back pages of libraries meanwhile.
-    assert 0.8 * held_bytes < peak_bytes < 1.4 * held_bytes
+    # At its largest, the head is there in both forms: 31 MB. No lower limit, and no comparison with
+    # what stays: the system may take back pages of libraries meanwhile.
+    assert peak_bytes < 1.4 * held_bytes
