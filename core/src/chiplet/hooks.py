@@ -52,7 +52,8 @@ def shutdown(context: PluginContext) -> None:
 
     Called once for each `configure` that returned, in a thread of its own, when the engine, probe
     or command has ended. What it raises is logged, and after five seconds it is left alone. A
-    process that is killed calls nothing.
+    process that is killed calls nothing; the engine behind `chiplet serve` is, when the server
+    ends.
     """
 
 
