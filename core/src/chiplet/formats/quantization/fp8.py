@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chiplet.api import Coding, Granularity, LayerFacts, LinearWeights, WeightScheme
-from chiplet.formats.quantization.rounding import KEPT_ROLES, row_slices
+from chiplet.formats.quantization.rounding import KEPT_ROLES, per_output
 
 _LARGEST = 448.0
 _SCHEME = WeightScheme(coding=Coding.FP8_E4M3, granularity=Granularity.CHANNEL)
@@ -26,13 +26,8 @@ class Fp8Channels:
 
     def quantize(self, weight: Tensor, scheme: WeightScheme) -> LinearWeights:
         """See `chiplet.api.QuantizationFormat.quantize`."""
-        codes, scales = zip(*map(_quantize_rows, row_slices(weight)), strict=True)
-        return LinearWeights(scheme=scheme, weight=torch.cat(codes), scales=torch.cat(scales))
+        return per_output(weight, scheme, largest=_LARGEST, code=_code)
 
 
-def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes `[N, K] float8_e4m3fn` and scales `[N] float32`."""
-    scales = rows.abs().amax(1) / _LARGEST
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = (rows / scales[:, None]).clamp(-_LARGEST, _LARGEST)
-    return codes.to(torch.float8_e4m3fn), scales
+def _code(scaled: Tensor) -> Tensor:
+    return scaled.to(torch.float8_e4m3fn)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chiplet.api import Activations, Coding, Granularity, LayerFacts, LinearWeights, WeightScheme
-from chiplet.formats.quantization.rounding import KEPT_ROLES, row_slices
+from chiplet.formats.quantization.rounding import KEPT_ROLES, per_output
 
 _LARGEST = 127
 _SCHEME = WeightScheme(
@@ -25,13 +25,8 @@ class Int8Channels:
 
     def quantize(self, weight: Tensor, scheme: WeightScheme) -> LinearWeights:
         """See `chiplet.api.QuantizationFormat.quantize`."""
-        codes, scales = zip(*map(_quantize_rows, row_slices(weight)), strict=True)
-        return LinearWeights(scheme=scheme, weight=torch.cat(codes), scales=torch.cat(scales))
+        return per_output(weight, scheme, largest=_LARGEST, code=_code)
 
 
-def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes `[N, K] int8` and scales `[N] float32`."""
-    scales = rows.abs().amax(1) / _LARGEST
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = (rows / scales[:, None]).round().clamp(-_LARGEST, _LARGEST)
-    return codes.to(torch.int8), scales
+def _code(scaled: Tensor) -> Tensor:
+    return scaled.round().to(torch.int8)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
+from chiplet.api import LinearWeights, WeightScheme
 from chiplet.errors import ModelError
 
 KEPT_ROLES = frozenset({"lm_head", "router"})
@@ -29,3 +31,24 @@ def row_slices(weight: Tensor) -> Iterator[Tensor]:
                 remedy="Load the model with --quantization none, or get an undamaged checkpoint.",
             )
         yield rows.float()
+
+
+def per_output(
+    weight: Tensor, scheme: WeightScheme, *, largest: float, code: Callable[[Tensor], Tensor]
+) -> LinearWeights:
+    """Codes of weights over a scale for each output feature.
+
+    Args:
+        weight: `[N, K]`.
+        scheme: of the result.
+        largest: magnitude of the largest code.
+        code: rounds weights in units of their scale, at most `largest`.
+    """
+    codes: list[Tensor] = []
+    scales: list[Tensor] = []
+    for rows in row_slices(weight):
+        scale = rows.abs().amax(1) / largest
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        codes.append(code((rows / scale[:, None]).clamp(-largest, largest)))
+        scales.append(scale)
+    return LinearWeights(scheme=scheme, weight=torch.cat(codes), scales=torch.cat(scales))
