@@ -45,6 +45,14 @@ def test_what_a_base_class_of_another_package_does_is_not_theirs() -> None:
     assert [file for file, *_ in in_use.spans] == [__file__]
 
 
+def test_what_another_package_put_into_a_shared_class_is_not_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "put_there", others, raising=False)
+    (in_use,) = dispensable([bound(Module())])
+    assert len(in_use.spans) == 1
+
+
 def test_an_error_within_a_decorated_function_is_its_own() -> None:
     first, second = bound(others, "other"), bound(theirs)
     with pytest.raises(ZeroDivisionError) as caught:

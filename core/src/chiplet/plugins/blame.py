@@ -57,14 +57,20 @@ def _spans(impl: Any) -> Iterator[Span]:
     owner = impl.__self__ if isinstance(impl, MethodType) else impl
     functions = [*_functions(owner)]
     if not functions:
-        members = [member for each in type(owner).__mro__ for member in vars(each).values()]
+        # Others may have put functions of their own into a shared class, such as torch.nn.Module.
+        classes = [each for each in type(owner).__mro__ if not _is_shared(each)]
+        members = [member for each in classes for member in vars(each).values()]
         functions = [function for each in members for function in _functions(each)]
     for function in functions:
-        if (function.__module__ or "").partition(".")[0] in _SHARED:
+        if _is_shared(function):
             continue
         code = function.__code__
         lines = [line for *_, line in code.co_lines() if line is not None]
         yield code.co_filename, code.co_firstlineno, max(lines, default=code.co_firstlineno)
+
+
+def _is_shared(code: FunctionType | type) -> bool:
+    return (code.__module__ or "").partition(".")[0] in _SHARED
 
 
 def _is_of(frame: FrameType, impl: Any) -> bool:
