@@ -23,10 +23,23 @@ platform = ">=1.0,<2"
 
 PROVIDER = """
 import ctypes
+import os
 from pathlib import Path
 from chiplet.api import *
 
 ORDERS = Path({orders!r})
+
+def note(hook):
+    with (ORDERS.parent / "told").open("a") as told:
+        print(hook, os.getpid(), file=told)
+
+@hookimpl
+def configure(context):
+    note("configure")
+
+@hookimpl
+def shutdown(context):
+    note("shutdown")
 
 def obey(part):
     if (ORDERS / part).exists():
@@ -103,6 +116,7 @@ def ops(device):
 """
 
 PLATFORM = """
+import time
 from pathlib import Path
 from chiplet.api import *
 
@@ -114,6 +128,9 @@ def probe(host):
 
 @hookimpl
 def platform(device):
+    if (ORDERS / "wait").exists():
+        (ORDERS / "waiting").touch()
+        time.sleep(60)
     from chiplet.reference.platform import ReferencePlatform
 
     class Brittle(ReferencePlatform):
@@ -147,7 +164,8 @@ class Faulty:
     def order(self, *parts: str) -> None:
         """Fail from now on: attention, linear, ops or the device.
 
-        With 'memory' an allocation fails; with 'segfault' the process dies, once.
+        With 'memory' an allocation fails; with 'segfault' the process dies, once; with 'wait' the
+        start of a device does not end.
         """
         for part in parts:
             (self._orders / part).touch()
@@ -156,6 +174,15 @@ class Faulty:
         """Fail no more."""
         for each in self._orders.iterdir():
             each.unlink()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a start has come to where it was told to wait."""
+        return (self._orders / "waiting").exists()
+
+    def told(self) -> list[str]:
+        """What the provider was told, each time with the process: 'configure 17'."""
+        return (self.path / "told").read_text().splitlines()
 
     def _install(self, name: str, source: str, manifest: str) -> None:
         package = self.path / f"test_{name}"

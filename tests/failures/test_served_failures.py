@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,13 @@ import pytest
 
 from tests.failures.faulty import Faulty
 from tests.models.tiny import SHAPE
-from tests.server.server_process import ServerProcess, eventually, watched, write_byte_tokenizer
+from tests.server.server_process import (
+    START_LIMIT_S,
+    ServerProcess,
+    eventually,
+    watched,
+    write_byte_tokenizer,
+)
 
 CONFIG = SHAPE | {"vocab_size": 259, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -24,14 +31,20 @@ def plugins(tmp_path: Path) -> Faulty:
     return Faulty(tmp_path)
 
 
-@pytest.fixture
-def server(plugins: Faulty, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on a brittle device, with a faulty provider."""
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model without weights."""
     folder = tmp_path_factory.mktemp("model")
     write_byte_tokenizer(folder)
     config = {"rms_norm_eps": 1e-5, "torch_dtype": "float32"} | CONFIG
     (folder / "config.json").write_bytes(msgspec.json.encode(config))
-    process = start(plugins, str(folder), "--load-format", "dummy", "--max-total-tokens", "512")
+    return folder
+
+
+@pytest.fixture
+def server(plugins: Faulty, model: Path) -> Iterator[ServerProcess]:
+    """A server on a brittle device, with a faulty provider."""
+    process = start(plugins, model)
     try:
         with watched(process) as running:
             yield running
@@ -39,8 +52,9 @@ def server(plugins: Faulty, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         process.kill()
 
 
-def start(plugins: Faulty, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "chiplet.cli", "serve", *arguments]
+def start(plugins: Faulty, model: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "chiplet.cli", "serve", str(model), "--load-format", "dummy"]
+    command += ["--max-total-tokens", "512"]
     command += ["--port", "0", "--plugins", "chiplet-faulty", "--plugins", "chiplet-brittle"]
     return subprocess.Popen(
         command,
@@ -130,6 +144,37 @@ def test_the_server_lives_through_a_segfault_and_faults_that_come_late(
     assert provider(server, "ops/rms_norm") == "faulty"
     assert server.http.get("/debug/plan").json()["device"] == "brittle:0", "the device stays"
     assert ask(server) == (200, text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_served_plugin_is_told_the_end(
+    server: ServerProcess, plugins: Faulty, number: signal.Signals
+) -> None:
+    engine = server.child("engine").pid
+    assert ask(server)[0] == 200
+    _, errors = server.stop(number)
+    assert server.process.returncode == 0, errors
+    assert plugins.told() == [f"configure {engine}", f"shutdown {engine}"]
+    assert "Traceback" not in errors
+
+
+def test_a_plugin_is_told_the_end_of_a_start_that_is_cut_short(
+    plugins: Faulty, model: Path
+) -> None:
+    plugins.order("wait")
+    process = start(plugins, model)
+    try:
+        with watched(process, waits=False) as server:
+            assert eventually(lambda: plugins.is_waiting, limit_s=START_LIMIT_S)
+            # Before it listens, a server ends like a command at Ctrl-C, with another code.
+            assert eventually(server.is_alive, limit_s=START_LIMIT_S)
+            engine = server.child("engine").pid
+            _, errors = server.stop()
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert plugins.told() == [f"configure {engine}", f"shutdown {engine}"]
+    assert "Traceback" not in errors
 
 
 def await_restart(server: ServerProcess, number: int) -> None:

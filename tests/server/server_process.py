@@ -87,6 +87,13 @@ class ServerProcess:
     def is_ready(self) -> bool:
         return self.http.get("/readyz").status_code == 200
 
+    def is_alive(self) -> bool:
+        """Whether it answers at all, its engine perhaps not."""
+        try:
+            return self.http.get("/livez").status_code == 200
+        except httpx.TransportError:
+            return False
+
     def metric(self, name: str) -> float:
         """A metric's value, with its labels as Prometheus writes them."""
         text = self.http.get("/metrics").text

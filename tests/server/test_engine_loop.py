@@ -14,6 +14,7 @@ from chiplet.ipc.sockets import Inbox, Outbox
 from chiplet.sampling_params import SamplingParams
 from chiplet.server.child import ENGINE_SOCKET, SERVER_SOCKET, explain_failure
 from chiplet.server.engine_loop import EngineLoop, EngineSockets
+from chiplet.server.termination import Termination
 from chiplet.testing.fake_engine import CRASH_TOKEN_ID, start_fake_engine
 from tests.server.server_process import engine_config
 
@@ -32,7 +33,7 @@ def test_a_request_that_fits_nowhere_is_refused_and_the_loop_goes_on(tmp_path: P
         add_request("last", CRASH_TOKEN_ID, SamplingParams(max_tokens=1)),
     )
     with pytest.raises(RuntimeError, match="asked to crash"):
-        EngineLoop(engine, sockets, ready.limits, random.Random(0)).run()
+        EngineLoop(engine, sockets, ready.limits, random.Random(0), Termination()).run()
     arrived = iter(server.receive, None)
     refused = next(each for each in arrived if isinstance(each, Refused))
     assert refused.request_id == "hopeless"

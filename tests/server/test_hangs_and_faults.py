@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from chiplet.ipc.messages import Failed
+from chiplet.server import processes
 from chiplet.server.health import EngineStatus, Health, wait_silence
+from chiplet.server.processes import ChildCommands, Generation
 from chiplet.testing.fake_engine import (
     CRASH_TOKEN_ID,
     FAULT_TOKEN_ID,
@@ -46,11 +51,45 @@ def test_a_hung_engine_is_noticed_and_started_again(server: ServerProcess) -> No
     assert health.json()["status"] == "ok"
     assert health.json()["silent_s"] == 0
     assert health.json()["restarts"] == restarts + 1
-    assert health.json()["events"][-1] == (
-        "The engine gave no sign of life for 1.5 s while 1 answers were open. It is being started "
-        "again."
+    assert re.fullmatch(
+        r"The engine gave no sign of life for 1.5 s while 1 answers were open\. It was at "
+        r"\S*fake_engine\.py, line \d+\. It is being started again\.",
+        health.json()["events"][-1],
     )
     assert complete(server, 65) == (200, "")
+
+
+DEAF_ENGINE = """
+import ctypes, signal
+from pathlib import Path
+from chiplet.ipc.messages import Failed
+from chiplet.ipc.sockets import Outbox
+from chiplet.server.child import SERVER_SOCKET, begin_child, leave_stacks
+folder = Path(begin_child().directory)
+leave_stacks(folder)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Outbox(folder / SERVER_SOCKET).send(Failed("deaf"))
+ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock held
+"""
+
+
+async def test_an_engine_that_does_not_end_is_killed_and_says_where_it_was(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "STOP_LIMIT_S", 0.1)
+    monkeypatch.setattr(processes, "STACK_LIMIT_S", 60.0)
+    deaf = (sys.executable, "-c", DEAF_ENGINE)
+    generation = Generation(engine_config(model_folder), ChildCommands(engine=deaf))
+    try:
+        while await generation.inbox.receive() != Failed("deaf"):
+            pass
+    finally:
+        generation.stop()
+    assert re.search(
+        r"The engine process has not ended 0\.1 s after it was told to, and is killed\. "
+        r"It was at <string>, line \d+\.",
+        caplog.text,
+    )
 
 
 def test_what_a_fault_is_blamed_on_is_denied_at_the_restart(server: ServerProcess) -> None:

@@ -51,9 +51,9 @@ def shutdown(context: PluginContext) -> None:
     """The plugin is used no more, unless `configure` is called again; given what that was given.
 
     Called once for each `configure` that returned, in a thread of its own, when the engine, probe
-    or command has ended. What it raises is logged, and after five seconds it is left alone. A
-    process that is killed calls nothing; the engine behind `chiplet serve` is, when the server
-    ends.
+    or command has ended. What it raises is logged; after five seconds it is left alone, after half
+    a second if another plugin has hung before. A process that is killed calls nothing: `chiplet
+    serve` kills an engine that has not ended eight seconds after it was told to.
     """
 
 

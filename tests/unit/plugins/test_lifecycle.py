@@ -1,5 +1,6 @@
 """Hooks configure and shutdown: told once, isolated when they raise or hang."""
 
+import os
 import sys
 import threading
 
@@ -10,11 +11,12 @@ from chiplet.api import DeviceProbe
 from chiplet.cli.main import main
 from chiplet.config import DeviceOptions, EngineConfig
 from chiplet.errors import ConfigError, PluginError
-from chiplet.plugins import discover, lifecycle
+from chiplet.plugins import discover, lifecycle, patience
 from chiplet.plugins.discovery import CORE_MODULES
 from chiplet.plugins.probe import probe_all
+from chiplet.server import processes
 from tests.models.tiny import make_checkpoint
-from tests.server.server_process import write_byte_tokenizer
+from tests.server.server_process import eventually, write_byte_tokenizer
 
 MANIFEST = """
 name = "{name}"
@@ -103,6 +105,17 @@ def test_a_start_that_fails_tells_the_end(folder, tmp_path):
     assert sys.modules[name].CALLS[-1][0] == "shutdown"
 
 
+def test_those_loaded_are_told_when_another_ends_the_start(folder):
+    folder.add("one", RECORDER, MANIFEST)
+    folder.add("two", RAISING.replace("{error}", "ValueError('ouch')"), MANIFEST)
+    with pytest.raises(PluginError, match="ouch"):
+        find(plugins=("chiplet-one", "chiplet-two"))
+    with pytest.raises(PluginError, match="has no option 'colour'"):
+        find(plugin_option=("chiplet-two.colour=red",))
+    name = next(each for each in folder.imported() if "tiny_one" in each)
+    assert [each[0] for each in sys.modules[name].CALLS] == ["configure", "shutdown"] * 2
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -189,6 +202,25 @@ def test_shutdown_hangs(folder, monkeypatch, caplog, let_go):
     assert "Plugin chiplet-one: hook shutdown gave no answer within 0.05 s" in caplog.text
 
 
+def test_an_engine_is_left_time_for_hooks_that_hang():
+    three_s = lifecycle.SHUTDOWN_LIMIT_S + 2 * lifecycle.LATE_SHUTDOWN_LIMIT_S
+    assert three_s < processes.STOP_LIMIT_S
+
+
+def test_others_are_told_the_end_though_several_hang(folder, monkeypatch, caplog, let_go):
+    hanging = HANGING.replace("{hook}", "shutdown")
+    folder.add("one", RECORDER, MANIFEST)
+    folder.add("two", hanging, MANIFEST.partition("[options]")[0])
+    folder.add("zoo", hanging, MANIFEST.partition("[options]")[0])
+    monkeypatch.setattr(lifecycle, "SHUTDOWN_LIMIT_S", 0.05)
+    monkeypatch.setattr(lifecycle, "LATE_SHUTDOWN_LIMIT_S", 0.01)
+    plugins = find()
+    plugins.shut_down()
+    assert "Plugin chiplet-zoo: hook shutdown gave no answer within 0.05 s" in caplog.text
+    assert "Plugin chiplet-two: hook shutdown gave no answer within 0.01 s" in caplog.text
+    assert calls_of(outsiders(plugins)[0])[-1][0] == "shutdown"
+
+
 def test_shutdown_raises(folder, caplog):
     folder.add("one", RECORDER, MANIFEST)
     folder.add("two", RECORDER + "    raise OSError('ouch')\n", MANIFEST)
@@ -244,6 +276,33 @@ def test_the_probe_is_told_too(folder, ending):
     (result,) = probe_all(find(plugin_option=options).platforms)
     assert result.failure == ""
     assert len(result.devices) == 3
+
+
+def test_a_probe_that_could_not_be_configured_is_not_told_the_end(folder, tmp_path):
+    told = tmp_path / "told"
+    source = PROBE.replace(
+        "global DEVICES\n",
+        f"global DEVICES\n    import os\n    if os.getpid() != {os.getpid()}:\n"
+        "        raise OSError('ouch')\n",
+    ).replace("def shutdown(context):", f"def shutdown(context):\n    open({str(told)!r}, 'w')")
+    folder.add("one", source, PROBE_MANIFEST)
+    (result,) = probe_all(find().platforms)
+    assert result.failure == "it raised OSError: ouch"
+    assert not told.exists()
+
+
+def test_what_hangs_at_the_start_is_named(folder, monkeypatch, caplog, let_go):
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.01)
+    hook = HANGING.replace("{hook}(context)", "ops(device)")
+    folder.add("one", hook, MANIFEST.partition("[options]")[0])
+    plugins = find()
+    (plugin,) = outsiders(plugins)
+    hung = threading.Thread(target=plugin.call, args=("ops",), kwargs={"device": DEVICE})
+    hung.start()
+    text = "Still waiting for hook ops of chiplet-one, after 0.01 s."
+    assert eventually(lambda: text in caplog.text, limit_s=60)
+    sys.modules[plugin.module].LET_GO.set()
+    hung.join()
 
 
 def test_hooks_that_list_things_are_isolated(folder, caplog):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import zmq
@@ -22,6 +22,14 @@ LINGER_MS = 1000
 
 UNLIMITED = 0
 """A full queue would make the sender block or lose messages; neither end ever may."""
+
+
+class HasFileno(Protocol):
+    """Something that the system can wait for."""
+
+    def fileno(self) -> int:
+        """Its file descriptor."""
+        ...
 
 
 class Outbox:
@@ -54,6 +62,13 @@ class Inbox(Generic[M]):
     def receive(self) -> M:
         """The next message; blocks until there is one."""
         return self._decoder.decode(self._socket.recv())
+
+    def wait(self, other: HasFileno) -> None:
+        """Block until a message has come, or until something else can be read from."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(other.fileno(), zmq.POLLIN)
+        poller.poll()
 
     def pending(self) -> Iterator[M]:
         """The messages that have arrived already; never blocks."""

@@ -26,6 +26,7 @@ from chiplet.api import (
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.manifest import normalized, serves
+from chiplet.plugins.patience import patience
 from chiplet.plugins.plugin_set import Plugin, PluginSet
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Candidate:
             text = ", ".join(f"feature '{feature}' not accepted" for feature in unheard)
             return No.because("feature", text)
         try:
-            verdict = self.provider.assess(request)
+            with patience(f"assess of {self._label} for {operation_of(request)}"):
+                verdict = self.provider.assess(request)
         except Exception as error:
             return No.because("raised", f"assess raised {type(error).__name__}: {error}")
         # An answer of another type is a plugin's fault and must not stop the others.
@@ -72,6 +74,15 @@ class Candidate:
             text = "assess limits max_tokens; only linear layers and operations have tables"
             return No.because("malformed", text)
         return verdict
+
+    def build(self, request: Request, context: BuildContext) -> Any:
+        """The provider's implementation. Raises whatever the provider raises."""
+        with patience(f"build of {self._label} for {operation_of(request)}"):
+            return self.provider.build(request, context)
+
+    @property
+    def _label(self) -> str:
+        return f"provider {self.name} of {self.plugin.distribution}"
 
 
 def operation_of(request: Request) -> str:
@@ -124,7 +135,7 @@ def build_context(
     def reference(request: Any) -> Any:
         family = operation_of(request).partition("/")[0]
         core = next(each for each in candidates[family] if each.plugin.is_core)
-        return core.provider.build(request, BuildContext(platform))
+        return core.build(request, BuildContext(platform))
 
     return BuildContext(platform, reference)
 

@@ -7,6 +7,7 @@ is told its options. A plugin that fails at any step is set aside with the reaso
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import Distribution, distributions
@@ -76,19 +77,11 @@ def discover(options: DeviceOptions) -> PluginSet:
             f"Plugin '{name}' is given an option and left out.",
             remedy="Drop the option, or change --plugins or --no-plugin.",
         )
-    host = host_facts()
-    results = [load(each, host, given.get(normalized(each.distribution), {})) for each in wanted]
-    quarantined = tuple(each for each in results if isinstance(each, Quarantined))
     explicit = frozenset(allowed | given.keys())
-    for each in quarantined:
-        if normalized(each.distribution) in explicit | {CORE_DISTRIBUTION}:
-            raise PluginError(
-                f"Plugin {each.distribution} {each.version} cannot be used: {each.reason}.",
-                remedy=f"Update or reinstall {each.distribution}.",
-            )
+    results = _load_all(wanted, given, explicit | {CORE_DISTRIBUTION})
     return PluginSet(
-        tuple(each for each in results if isinstance(each, Plugin)),
-        quarantined,
+        _loaded(results),
+        tuple(each for each in results if isinstance(each, Quarantined)),
         tuple(candidate.distribution for candidate in blocked),
         explicit,
     )
@@ -163,6 +156,41 @@ def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> P
     return Quarantined(
         candidate.distribution, candidate.version, candidate.module, reason, manifest
     )
+
+
+def _load_all(
+    candidates: Sequence[Candidate],
+    options: Mapping[str, Mapping[str, str]],
+    needed: frozenset[str],
+) -> Sequence[Plugin | Quarantined]:
+    """Load one after the other; if that ends the start, those loaded are told the end.
+
+    Args:
+        options: by normalized distribution.
+        needed: normalized distributions that must load.
+
+    Raises:
+        PluginError: one that is needed cannot be loaded, or one has no such option.
+    """
+    host = host_facts()
+    results: list[Plugin | Quarantined] = []
+    with ExitStack() as at_failure:
+        at_failure.callback(lambda: PluginSet(_loaded(results)).shut_down())
+        for each in candidates:
+            result = load(each, host, options.get(normalized(each.distribution), {}))
+            if isinstance(result, Quarantined) and normalized(result.distribution) in needed:
+                raise PluginError(
+                    f"Plugin {result.distribution} {result.version} cannot be used: "
+                    f"{result.reason}.",
+                    remedy=f"Update or reinstall {result.distribution}.",
+                )
+            results.append(result)
+        at_failure.pop_all()
+    return results
+
+
+def _loaded(results: Sequence[Plugin | Quarantined]) -> tuple[Plugin, ...]:
+    return tuple(each for each in results if isinstance(each, Plugin))
 
 
 def _register(module: str) -> pluggy.HookRelay:

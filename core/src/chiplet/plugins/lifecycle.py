@@ -7,7 +7,8 @@ time limit. A thread that hangs is left behind; it does not keep the process fro
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from threading import Thread
 
 import platformdirs
@@ -22,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 CONFIGURE_LIMIT_S = 10.0
 SHUTDOWN_LIMIT_S = 5.0
+LATE_SHUTDOWN_LIMIT_S = 0.5
+"""For plugins that are told the end after one that hung: a server does not wait for all of them."""
+
+
+Told = tuple[str, pluggy.HookRelay, PluginContext]
+"""A plugin whose `configure` returned: its distribution, hooks, and what it was given."""
 
 
 class Hung(Exception):
@@ -86,14 +93,22 @@ def configure(hooks: pluggy.HookRelay, context: PluginContext) -> None:
         raise ManifestError(_told("configure", error)) from error
 
 
-def shut_down(hooks: pluggy.HookRelay, context: PluginContext, *, distribution: str) -> None:
-    """Tell a plugin that it is used no more; a failure is a line in the log."""
-    if not hooks.shutdown.get_hookimpls():
-        return
-    try:
-        call_within(SHUTDOWN_LIMIT_S, lambda: hooks.shutdown(context=context))
-    except (Exception, SystemExit) as error:
-        logger.warning("Plugin %s: %s.", distribution, _told("shutdown", error))
+def shut_down(told: Iterable[Told]) -> None:
+    """Tell plugins, one after the other, that they are used no more.
+
+    A failure is a line in the log. Blocks for `SHUTDOWN_LIMIT_S` for the first one that hangs,
+    for `LATE_SHUTDOWN_LIMIT_S` for each further one.
+    """
+    limit_s = SHUTDOWN_LIMIT_S
+    for distribution, hooks, context in told:
+        if not hooks.shutdown.get_hookimpls():
+            continue
+        try:
+            call_within(limit_s, partial(hooks.shutdown, context=context))
+        except (Exception, SystemExit) as error:
+            logger.warning("Plugin %s: %s.", distribution, _told("shutdown", error))
+            if isinstance(error, Hung):
+                limit_s = LATE_SHUTDOWN_LIMIT_S
 
 
 def call_within(time_limit_s: float, function: Callable[[], object]) -> None:

@@ -19,8 +19,9 @@ from chiplet.api import (
     StoredFormat,
 )
 from chiplet.errors import PluginError
-from chiplet.plugins.lifecycle import shut_down
+from chiplet.plugins.lifecycle import Told, shut_down
 from chiplet.plugins.manifest import Manifest, PluginKind, normalized
+from chiplet.plugins.patience import patience
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,11 @@ class Plugin:
         """Whether it is one of core's own."""
         return self.distribution == CORE_DISTRIBUTION
 
+    @property
+    def told(self) -> Told:
+        """As those are told the end who were told the beginning."""
+        return self.distribution, self.hooks, self.context
+
     def has(self, hook: str) -> bool:
         """Whether it implements a hook."""
         return bool(getattr(self.hooks, hook).get_hookimpls())
@@ -68,7 +74,8 @@ class Plugin:
         Raises:
             Exception: whatever the hook raises.
         """
-        results = getattr(self.hooks, hook)(**arguments)
+        with patience(f"hook {hook} of {self.distribution}"):
+            results = getattr(self.hooks, hook)(**arguments)
         return results[0] if results else None
 
 
@@ -144,10 +151,9 @@ class PluginSet:
     def shut_down(self) -> None:
         """Tell every plugin, the last one first, that it is used no more; never raises.
 
-        Blocks for a few seconds for each plugin that hangs.
+        Blocks for a few seconds if one hangs.
         """
-        for each in reversed(self.loaded):
-            shut_down(each.hooks, each.context, distribution=each.distribution)
+        shut_down(each.told for each in reversed(self.loaded))
 
     def model_entries(self) -> tuple[ModelEntry, ...]:
         """Model families of all plugins; core's own first."""

@@ -47,9 +47,11 @@ def main(text: str) -> None:
     )
     manager = pluggy.PluginManager("chiplet")
     manager.add_hookspecs(hooks)
+    is_told = False
     try:
         manager.register(import_module(task.module))
         manager.hook.configure(context=context)
+        is_told = True
         answer = msgspec.json.encode(ProbeAnswer(_probe(manager.hook, task.host)))
     except Exception as error:
         failure = f"it raised {type(error).__name__}: {error}"
@@ -57,7 +59,8 @@ def main(text: str) -> None:
     with os.fdopen(task.answer_pipe, "wb") as pipe:
         pipe.write(answer)
     # After the answer: who waits for it kills a process that does not end.
-    manager.hook.shutdown(context=context)
+    if is_told:
+        manager.hook.shutdown(context=context)
 
 
 def _probe(hooks: pluggy.HookRelay, host: HostFacts) -> list[DeviceProbe]:

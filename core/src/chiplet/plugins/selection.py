@@ -46,6 +46,7 @@ from chiplet.plugins.candidates import (
 from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.device import ChosenDevice
 from chiplet.plugins.dispatch import SizedLinear, sized_op
+from chiplet.plugins.patience import patience
 from chiplet.plugins.pins import parse_denials, parse_pins
 from chiplet.plugins.plan import Choice, SelectionPlan
 from chiplet.plugins.plan_lock import PlanFile, PlanLock
@@ -329,7 +330,7 @@ class Selector:
         if name in contest.impls:
             return True
         try:
-            impl = candidate.provider.build(contest.request, self._context)
+            impl = candidate.build(contest.request, self._context)
         except Exception as error:
             text = f"build raised {type(error).__name__}: {error}"
             logger.warning("%s: provider %s: %s", operation, name, text)
@@ -354,7 +355,8 @@ class Selector:
         reference = self._context.reference(request)
         verdict = contest.verdicts[candidate.name][1]
         numerics = verdict.numerics if isinstance(verdict, Yes) else Numerics.EXACT
-        fault = self._judge.compare(request, impl, reference, numerics)
+        with patience(f"the self-check of provider {candidate.name} for {contest.operation}"):
+            fault = self._judge.compare(request, impl, reference, numerics)
         return fault, "" if fault else "equal"
 
     def _mind_reference(self, operation: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
@@ -20,7 +22,10 @@ SERVER_SOCKET = "server.sock"
 """Names of the sockets in a generation's folder, after who receives there."""
 
 STACK_FILE = "stack.txt"
-"""In the same folder: where the engine's stack is written if a signal ends it."""
+"""In the same folder: where the engine's stack is written if a signal ends it, or asks for it."""
+
+STACK_SIGNAL = signal.SIGUSR1
+"""Asks the engine for its stack, before it is killed for not answering."""
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STDIN = 0
@@ -46,6 +51,18 @@ def begin_child() -> ChildSettings:
     settings = msgspec.json.decode(line, type=ChildSettings)
     configure_logging(settings.config.log.log_level)
     return settings
+
+
+def leave_stacks(directory: Path) -> None:
+    """Write this process's stack into a folder when it crashes or is asked for it, from now on.
+
+    Neither needs the interpreter, which a call that hangs may hold.
+    """
+    path = directory / STACK_FILE
+    path.touch(mode=0o600)
+    stack = path.open("wb")  # faulthandler holds on to it
+    faulthandler.enable(stack)
+    faulthandler.register(STACK_SIGNAL, stack)
 
 
 def configure_logging(level: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,10 +33,11 @@ from chiplet.server.child import (
     DETOKENIZER_SOCKET,
     ENGINE_SOCKET,
     SERVER_SOCKET,
-    STACK_FILE,
     begin_child,
     explain_failure,
+    leave_stacks,
 )
+from chiplet.server.termination import Terminated, Termination
 
 STATS_INTERVAL_S = 0.1
 """Statistics of a busy engine are sent at most this often."""
@@ -125,24 +126,30 @@ class EngineSockets:
 
 
 def run_engine(start: StartEngine) -> int:
-    """Be the engine process; returns its exit code, and only if the engine fails."""
+    """Be the engine process; returns when the engine fails or SIGTERM tells it to end.
+
+    Returns:
+        The exit code, negative for a signal. A further SIGTERM does nothing: what the caller does
+        at the end is not cut short by it.
+    """
     settings = begin_child()
+    termination = Termination()
+    termination.watch()
     directory = Path(settings.directory)
+    leave_stacks(directory)
     sockets = EngineSockets.open(directory)
-    stack_path = directory / STACK_FILE
-    stack_path.touch(mode=0o600)
-    with stack_path.open("wb") as stack:
-        faulthandler.enable(stack)
-        try:
+    try:
+        with termination.raising():
             engine, ready = start(settings.config)
-            sockets.server.send(ready)
-            seeds = random.Random(settings.config.schedule.random_seed)
-            EngineLoop(engine, sockets, ready.limits, seeds).run()
-        except Exception as error:
-            sockets.server.send(explain_failure(error))
-        finally:
-            sockets.close()
-            faulthandler.disable()
+        sockets.server.send(ready)
+        seeds = random.Random(settings.config.schedule.random_seed)
+        EngineLoop(engine, sockets, ready.limits, seeds, termination).run()
+    except Terminated:
+        return -signal.SIGTERM
+    except Exception as error:
+        sockets.server.send(explain_failure(error))
+    finally:
+        sockets.close()
     return 1
 
 
@@ -153,22 +160,30 @@ class EngineLoop:
     Attributes:
         limits: what requests the engine can take.
         seeds: draws seeds for requests without one.
+        termination: whether to end, asked before each step.
     """
 
     engine: ServedEngine
     sockets: EngineSockets
     limits: RequestLimits
     seeds: random.Random
+    termination: Termination
     _opened: list[AnswerOpened] = field(default_factory=list[AnswerOpened])
     _closed: list[str] = field(default_factory=list[str])
     _stats_due_s: float = 0.0
 
     def run(self) -> None:
-        """Serve until something fails; blocks on the socket while there is nothing to do."""
+        """Serve; blocks on the socket while there is nothing to do.
+
+        Raises:
+            Terminated: the process has been told to end.
+            Exception: whatever ends the engine.
+        """
         self._send_stats()
         while True:
             if not self.engine.has_work:
-                self._take(self.sockets.inbox.receive())
+                self.sockets.inbox.wait(self.termination)
+            self.termination.check()
             for message in self.sockets.inbox.pending():
                 self._take(message)
             outputs = self.engine.step() if self.engine.has_work else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from contextlib import ExitStack
 from functools import partial
 
@@ -11,6 +10,7 @@ from chiplet.config import EngineConfig
 from chiplet.ipc.messages import EngineReady
 from chiplet.plugins import begin_choice, discover
 from chiplet.server.engine_loop import ServedEngine, run_engine
+from chiplet.server.termination import end_with
 
 
 def start_engine(at_end: ExitStack, config: EngineConfig) -> tuple[ServedEngine, EngineReady]:
@@ -44,4 +44,4 @@ def start_engine(at_end: ExitStack, config: EngineConfig) -> tuple[ServedEngine,
 if __name__ == "__main__":
     with ExitStack() as at_end:
         exit_code = run_engine(partial(start_engine, at_end))
-    sys.exit(exit_code)
+    end_with(exit_code)

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from chiplet.config import EngineConfig
+from chiplet.crash import place_of
 from chiplet.errors import ConfigError
 from chiplet.ipc.messages import ChildSettings, Failed, ToServer
 from chiplet.ipc.sockets import MAX_SOCKET_PATH_BYTES, AsyncInbox, Outbox
-from chiplet.server.child import DETOKENIZER_SOCKET, ENGINE_SOCKET, SERVER_SOCKET, STACK_FILE
+from chiplet.server.child import (
+    DETOKENIZER_SOCKET,
+    ENGINE_SOCKET,
+    SERVER_SOCKET,
+    STACK_FILE,
+    STACK_SIGNAL,
+)
 
-STOP_LIMIT_S = 3.0
-"""How long a child that was told to end may take before it is killed."""
+STOP_LIMIT_S = 8.0
+"""How long a child that was told to end may take before it is killed.
+
+More than a plugin has for its hook `shutdown`, so that one that hangs is left behind in order.
+"""
+
+STACK_LIMIT_S = 1.0
+"""How long an engine may take to write its stack, before it is killed without."""
 
 _WATCH_INTERVAL_S = 0.05
+
+logger = logging.getLogger(__name__)
 
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 """Signals that a process brings on itself; any other comes from outside."""
@@ -72,21 +89,55 @@ class Generation:
         except FileNotFoundError:
             return ""
 
-    def stop(self) -> None:
-        """End both children, close the sockets and remove their folder; may be repeated."""
+    def kill_engine(self) -> str:
+        """End an engine that answers no more; it would not hear that it is to end.
+
+        Returns:
+            The stack of where it was; empty if it could not say.
+        """
+        engine = self._children["engine"]
+        stack = self._ask_stack(engine)
+        engine.kill()
+        engine.wait()
+        return stack
+
+    def end_children(self) -> None:
+        """End both children; blocks until they have ended, or are killed. May be repeated."""
         for child in self._children.values():
             child.terminate()
-        for child in self._children.values():
+        for name, child in self._children.items():
             try:
                 child.wait(STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
+                place = place_of(self._ask_stack(child)) if name == "engine" else ""
+                logger.warning(
+                    "The %s process has not ended %g s after it was told to, and is killed.%s",
+                    name,
+                    STOP_LIMIT_S,
+                    f" It was at {place}." if place else "",
+                )
                 child.kill()
                 child.wait()
+
+    def stop(self) -> None:
+        """End both children, close the sockets and remove their folder; may be repeated."""
+        self.end_children()
+        for child in self._children.values():
             assert child.stdin is not None
             child.stdin.close()
         self.inbox.close()
         self.engine.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _ask_stack(self, engine: subprocess.Popen[bytes]) -> str:
+        """The stack of an engine that is killed next; a signal that nobody handles does that."""
+        engine.send_signal(STACK_SIGNAL)
+        end_s = time.monotonic() + STACK_LIMIT_S
+        before, stack = "", self.last_stack()
+        while time.monotonic() < end_s and not (stack and stack == before):
+            time.sleep(_WATCH_INTERVAL_S)
+            before, stack = stack, self.last_stack()
+        return stack
 
 
 def _make_directory() -> Path:

@@ -78,10 +78,12 @@ class Supervisor:
             try:
                 failure = await self._follow(generation)
                 failure = self._explained(failure, generation)
+                self._give_up_if_hopeless(failure)
+                self._note_death(failure)
+                # What a plugin does at the end may take seconds; clients are answered meanwhile.
+                await asyncio.to_thread(generation.end_children)
             finally:
                 generation.stop()
-            self._give_up_if_hopeless(failure)
-            self._note_death(failure)
             generation = self._start(self._health.denied)
 
     async def _follow(self, generation: Generation) -> Failed:
@@ -98,7 +100,10 @@ class Supervisor:
                 await asyncio.wait({receiving}, timeout=LAST_WORDS_S)
             if receiving.done():
                 return receiving.result()
-            return dying.result() if dying.done() else Failed(hanging.result())
+            if dying.done():
+                return dying.result()
+            stack = await asyncio.to_thread(generation.kill_engine)
+            return Failed(f"{hanging.result()} {self._suspicion.where(stack)}".rstrip())
         finally:
             for task in watching:
                 task.cancel()

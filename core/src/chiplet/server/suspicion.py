@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from chiplet.crash import InUse, shown_by
+from chiplet.crash import InUse, place_of, shown_by
 
 FORGOTTEN_S = 3600.0
 """A crash without a culprit counts as repeated if the one before was no longer ago."""
@@ -76,6 +76,15 @@ class Suspicion:
             f"Nothing shows who was at work in the last {len(self._crashes_s)} crashes; "
             f"{', '.join(deny)} is suspected, and may be innocent.",
         )
+
+    def where(self, stack: str) -> str:
+        """Where a process was that hung, a sentence for people; empty if its stack does not tell.
+
+        Nobody is denied for it: an implementation that compiles looks the same.
+        """
+        place = place_of(stack)
+        shown = ", ".join(each.denial for each in shown_by(stack, self._in_use))
+        return f"It was at {place}{f', in {shown}' if shown else ''}." if place else ""
 
     def _deny(self, accused: Sequence[InUse]) -> tuple[str, ...]:
         """An engine that crashes again before it is ready has nobody of these in use."""
