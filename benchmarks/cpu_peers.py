@@ -235,8 +235,8 @@ def publish(
     findings: Sequence[Findings],
     costs: Costs | None,
 ) -> None:
-    is_file = {name: registry.peers[name].model == "file" for name in options.peers}
-    found = [each.as_dict(options.peers, is_file, costs) for each in findings]
+    codings = {name: registry.peers[name].coding for name in options.peers}
+    found = [each.as_dict(options.peers, codings, costs) for each in findings]
     machine = asdict(describe_machine())
     print(
         f"{machine['processor']}, {options.threads} threads; torch {machine['torch']}; "

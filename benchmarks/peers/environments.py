@@ -47,6 +47,12 @@ class Environment:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+CODINGS = ("file", "int8", "bfloat16")
+"""Of weights while they are multiplied: 4 bits as in the file, a byte, or bfloat16."""
+
+_CODING_OF = {"file": "file", "folder": "bfloat16"}
+
+
 @dataclass(frozen=True, slots=True)
 class PeerEntry:
     """One entry of peers.toml; see there."""
@@ -55,6 +61,7 @@ class PeerEntry:
     adapter: str
     environment: str
     model: str
+    coding: str
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -79,7 +86,10 @@ def read_registry(file: Path = HERE / "peers.toml") -> Registry:
         )
         for name, entry in table["environments"].items()
     }
-    peers = {name: PeerEntry(name=name, **entry) for name, entry in table["peers"].items()}
+    peers = {
+        name: PeerEntry(name=name, **{"coding": _CODING_OF.get(entry["model"], ""), **entry})
+        for name, entry in table["peers"].items()
+    }
     for peer in peers.values():
         if peer.environment not in environments:
             raise ValueError(
@@ -89,6 +99,11 @@ def read_registry(file: Path = HERE / "peers.toml") -> Registry:
         if peer.model not in ("file", "folder"):
             raise ValueError(
                 f"peer '{peer.name}' wants model '{peer.model}'; allowed: file, folder"
+            )
+        if peer.coding not in CODINGS:
+            raise ValueError(
+                f"peer '{peer.name}' computes with coding '{peer.coding}'; "
+                f"allowed: {', '.join(CODINGS)}"
             )
     return Registry(environments, peers)
 

@@ -30,12 +30,17 @@ class Costs:
     head_weights: int
     file_weight_bytes: int
 
-    def products_s(self, prompt_tokens: int, output_tokens: int, *, is_file: bool) -> float:
+    def weight_bytes(self, coding: str) -> float:
+        """Bytes that a token reads of all weights."""
+        weights = self.layer_weights + self.head_weights
+        return {"file": self.file_weight_bytes, "int8": weights, "bfloat16": 2 * weights}[coding]
+
+    def products_s(self, prompt_tokens: int, output_tokens: int, *, coding: str) -> float:
         """Seconds for the products alone; the head is needed for output tokens only."""
         operations = 2 * (
             (prompt_tokens + output_tokens) * self.layer_weights + output_tokens * self.head_weights
         )
-        return operations / (self.int8_ops if is_file else self.bf16_flops)
+        return operations / (self.bf16_flops if coding == "bfloat16" else self.int8_ops)
 
 
 class Prompts:
@@ -51,7 +56,7 @@ class Prompts:
 
 
 Measure = Callable[[PeerProcess, Sequence[Sequence[list[int]]]], float]
-Limit = Callable[[Costs, bool], float]
+Limit = Callable[[Costs, str], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +66,8 @@ class Row:
     Attributes:
         groups: how many prompts of how many tokens one measurement needs, in groups.
         measure: the figure of one peer for such prompts.
-        limit: the best figure that the machine would allow, for a peer that multiplies packed
-            4-bit weights by int8 (True) or bfloat16 by bfloat16 (False); None if there is none.
+        limit: the best figure that the machine would allow, for a peer whose weights
+            have a coding of peers.toml; int8 rates count for 4 bits too. None if there is none.
         is_timed: others that use the cores disturb it.
         is_fresh: each measurement needs a process of its own, not yet started.
         shared_tokens: so many tokens of each group's first prompt begin all its prompts.
@@ -168,9 +173,9 @@ def _cost(
 
 
 def _streams(num_streams: int) -> Row:
-    def limit(costs: Costs, is_file: bool) -> float:
+    def limit(costs: Costs, coding: str) -> float:
         prompt, output = num_streams * INPUT_TOKENS, num_streams * OUTPUT_TOKENS
-        return output / costs.products_s(prompt, output, is_file=is_file)
+        return output / costs.products_s(prompt, output, coding=coding)
 
     return _rate(
         f"streams-{num_streams}",
@@ -181,19 +186,18 @@ def _streams(num_streams: int) -> Row:
     )
 
 
-def _decode_limit(costs: Costs, is_file: bool) -> float:
-    weights = costs.layer_weights + costs.head_weights
-    return costs.read_bytes / (costs.file_weight_bytes if is_file else 2 * weights)
+def _decode_limit(costs: Costs, coding: str) -> float:
+    return costs.read_bytes / costs.weight_bytes(coding)
 
 
-def _prefill_limit(costs: Costs, is_file: bool) -> float:
-    return LONG_PROMPT / costs.products_s(LONG_PROMPT, 0, is_file=is_file)
+def _prefill_limit(costs: Costs, coding: str) -> float:
+    return LONG_PROMPT / costs.products_s(LONG_PROMPT, 0, coding=coding)
 
 
-def _prefix_limit(costs: Costs, is_file: bool) -> float:
+def _prefix_limit(costs: Costs, coding: str) -> float:
     prompt = LONG_PROMPT + PREFIX_REQUESTS * PREFIX_SUFFIX
     output = PREFIX_REQUESTS * PREFIX_OUTPUT
-    return output / costs.products_s(prompt, output, is_file=is_file)
+    return output / costs.products_s(prompt, output, coding=coding)
 
 
 ROWS = (

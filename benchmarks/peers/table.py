@@ -41,7 +41,7 @@ class Findings:
         return median(ratios) if ratios else None
 
     def as_dict(
-        self, peers: Sequence[str], is_file: Mapping[str, bool], costs: Costs | None
+        self, peers: Sequence[str], codings: Mapping[str, str], costs: Costs | None
     ) -> dict[str, Any]:
         """All of it, for JSON."""
         found: dict[str, Any] = {
@@ -56,7 +56,7 @@ class Findings:
             if figures:
                 entry["median"] = median(figures)
                 if self.row.limit is not None and costs is not None:
-                    entry["limit"] = self.row.limit(costs, is_file[peer])
+                    entry["limit"] = self.row.limit(costs, codings[peer])
                     entry["of_limit"] = entry["median"] / entry["limit"]
             if peer in self.failures:
                 entry["failure"] = self.failures[peer]

@@ -147,11 +147,12 @@ def test_limits_follow_from_the_costs(peers: ModuleType) -> None:
         file_weight_bytes=50,
     )
     rows = {row.name: row for row in peers.rows.ROWS}
-    assert rows["decode"].limit(costs, True) == 20
-    assert rows["decode"].limit(costs, False) == 4
-    assert rows["prefill"].limit(costs, False) == pytest.approx(2e6 / 200)
+    assert rows["decode"].limit(costs, "file") == 20
+    assert rows["decode"].limit(costs, "int8") == 8
+    assert rows["decode"].limit(costs, "bfloat16") == 4
+    assert rows["prefill"].limit(costs, "bfloat16") == pytest.approx(2e6 / 200)
     # A stream of 128 in and 128 out: 256 tokens through the layers, 128 through the head.
-    assert rows["streams-8"].limit(costs, True) == pytest.approx(4e6 / (2 * (2 * 100 + 25)))
+    assert rows["streams-8"].limit(costs, "file") == pytest.approx(4e6 / (2 * (2 * 100 + 25)))
 
 
 def test_prompts_are_fresh_and_share_what_they_must(peers: ModuleType) -> None:

@@ -80,10 +80,13 @@ class PanelLinear:
         return out
 
 
+_FASTER_THAN_ONEDNN = {(Dtype.FLOAT32, "avx2"), (Dtype.BFLOAT16, "avx512_bf16")}
+"""Measured: `benchmarks/cpu_notes.md`."""
+
+
 def _plain_score(dtype: Dtype) -> int:
-    """Before oneDNN where it was measured to be faster: `benchmarks/cpu_notes.md`."""
-    is_measured = dtype is Dtype.FLOAT32 and native.instruction_set() == "avx2"
-    return Tier.VENDOR + 10 if is_measured else Tier.VENDOR - 10
+    is_faster = (dtype, native.instruction_set()) in _FASTER_THAN_ONEDNN
+    return Tier.VENDOR + 10 if is_faster else Tier.VENDOR - 10
 
 
 _CODED = frozenset(
