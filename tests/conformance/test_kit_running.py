@@ -110,3 +110,13 @@ def test_the_command_reports_what_ran_in_its_time(tmp_path, capsys):
 def test_an_unknown_word_for_only_is_refused(capsys):
     assert main(["conformance", "--device", "reference", "--only", "teleport"]) == 2
     assert "--only teleport" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_cuts_no_heading(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = run_all(pairs_of(nothing))
+    long = replace(SUBJECT, name="a-name-of-a-provider", distribution="chiplet-of-somebody")
+    show(report_of(replace(run, outcomes=[replace(each, subject=long) for each in run.outcomes])))
+    shown = capsys.readouterr().out
+    heading = next(line for line in shown.splitlines() if "operation" in line)
+    assert heading.split() == ["provider", "operation", *map(str, Status), "s"]

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, MistralConfig
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from chiplet.config import Dtype, RopeScaling
 from chiplet.errors import ModelError
-from chiplet.formats.hf_config import read_hf_config
+from chiplet.formats.config_fields import PLAIN
+from chiplet.formats.hf_config import _ARCHITECTURES, read_hf_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -99,6 +106,19 @@ def test_end_tokens_come_from_the_generation_config_first(tmp_path: Path) -> Non
     assert read_hf_config(path).eos_token_ids == (5, 6)
 
 
+@pytest.mark.parametrize(
+    "kind", [LlamaConfig, MistralConfig, MixtralConfig, Qwen3Config, Qwen3MoeConfig]
+)
+def test_nothing_that_transformers_saves_is_unheard_of(
+    tmp_path: Path, kind: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind(architectures=[f"{kind.__name__.removesuffix('Config')}ForCausalLM"]).save_pretrained(
+        tmp_path
+    )
+    read_hf_config(tmp_path / "config.json")
+    assert "not known" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig])
 def test_what_transformers_saves(tmp_path: Path, kind: type) -> None:
     theirs = kind(
@@ -143,6 +163,26 @@ def test_refusals_say_what_is_supported(
         read_hf_config(_write(tmp_path, **changes))
     assert said in str(caught.value)
     assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", sorted(set(_ARCHITECTURES.values())))
+def test_no_family_ignores_what_changes_its_numbers(tmp_path: Path, architecture: str) -> None:
+    own: dict[str, object] = {"architectures": [architecture], "num_experts_per_tok": 2}
+    own |= {"num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 32}
+    for name, plain in PLAIN.items():
+        for value in (None, *plain):
+            read_hf_config(_write(tmp_path, **own, **{name: value}))
+        with pytest.raises(ModelError, match=f"{name} is 30.5, which {architecture}"):
+            read_hf_config(_write(tmp_path, **own, **{name: 30.5}))
+    with pytest.raises(ModelError, match="layer_types has full_attention, sliding_attention"):
+        read_hf_config(_write(tmp_path, **own, layer_types=["sliding_attention", "full_attention"]))
+
+
+def test_what_nobody_has_heard_of_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_hf_config(_write(tmp_path, use_cache=True, acme_gain=2.0, acme_shift=None, acme_on=False))
+    assert "not known, and not read: acme_gain. " in caplog.text
 
 
 def test_what_another_family_asks_for_is_its_own_business(tmp_path: Path) -> None:

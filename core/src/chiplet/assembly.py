@@ -15,6 +15,7 @@ from chiplet.config import EngineConfig, ModelConfig
 from chiplet.formats.catalogue import resolve_model
 from chiplet.formats.checkpoint import Checkpoint, Readers, open_checkpoint
 from chiplet.formats.quantization.registry import find_format
+from chiplet.layers.attention import check_groups
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.weights import WeightMap
 from chiplet.models.base import CausalLM
@@ -113,7 +114,9 @@ def assemble(
 
         def make_parts() -> tuple[CausalLM, Sampler]:
             sampler = Sampler(selector, Dtype(config.model.dtype))
-            return model_class(checkpoint.config, context), sampler
+            model = model_class(checkpoint.config, context)
+            check_groups(model.attention_layers())
+            return model, sampler
 
         if meeting is None:
             model, sampler = make_parts()

@@ -4,7 +4,7 @@ Its version is that of the interface `models`.
 """
 
 from chiplet.config import ExpertsConfig, ModelConfig, RopeScaling
-from chiplet.layers.attention import AttentionInputs, PagedAttention
+from chiplet.layers.attention import AttentionInputs, AttentionVariant, PagedAttention
 from chiplet.layers.context import LayerContext
 from chiplet.layers.embedding import Embedding
 from chiplet.layers.linear import Linear
@@ -18,6 +18,7 @@ from chiplet.parallel.sharding import Shard
 
 __all__ = [
     "AttentionInputs",
+    "AttentionVariant",
     "CausalLM",
     "Embedding",
     "ExpertsConfig",

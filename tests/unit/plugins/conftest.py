@@ -67,8 +67,11 @@ class PluginFolder:
     def __init__(self, path):
         self.path = path
 
-    def add(self, name, hooks, manifest=PROVIDER_MANIFEST, version="1.2"):
-        """Install distribution `chiplet-NAME`; returns the distribution's name."""
+    def add(self, name, hooks, manifest=PROVIDER_MANIFEST, version="1.2", *, part_of=None):
+        """Install distribution `chiplet-NAME`; returns the distribution's name.
+
+        With `part_of`, add an entry point to that one instead: 'one' for `chiplet-one`.
+        """
         package = f"tiny_{name}_{next(NUMBERS)}"
         folder = self.path / package
         folder.mkdir()
@@ -78,7 +81,11 @@ class PluginFolder:
         if manifest is not None:
             text = textwrap.dedent(manifest).replace("{name}", name)
             (folder / "chiplet_plugin.toml").write_text(text)
-        info = self.path / f"chiplet_{name}-{version}.dist-info"
+        info = self.path / f"chiplet_{part_of or name}-{version}.dist-info"
+        if part_of is not None:
+            with (info / "entry_points.txt").open("a") as entry_points:
+                entry_points.write(f"{name} = {package}.plugin\n")
+            return f"chiplet-{part_of}"
         info.mkdir()
         (info / "METADATA").write_text(f"Name: chiplet-{name}\nVersion: {version}\n")
         (info / "entry_points.txt").write_text(f"[chiplet.plugins]\n{name} = {package}.plugin\n")

@@ -131,6 +131,9 @@ def test_nobody_is_taken_who_rounds_otherwise(tuned):
 
 def test_who_cannot_be_measured_or_is_wrong_leaves_the_choice_to_scores(tuned, caplog):
     class Judge:
+        def checkable(self, request):
+            return request
+
         def compare(self, request, impl, reference, numerics):
             return "differs" if impl.name == "third" else ""
 

@@ -34,7 +34,7 @@ CALLS = []
 
 @hookimpl
 def configure(context):
-    CALLS.append(("configure", dict(context.options), context.cache_folder.name))
+    CALLS.append(("configure", dict(context.options), "/".join(context.cache_folder.parts[-2:])))
 
 @hookimpl
 def ops(device):
@@ -69,7 +69,7 @@ def test_told_its_options_before_and_the_end_after(folder):
     plugins.shut_down()
     given = {"memory_gib": "2", "label": "a=b"}
     assert calls_of(plugin) == [
-        ("configure", given, "chiplet-one"),
+        ("configure", given, "chiplet-one/one"),
         ("ops",),
         ("shutdown", given),
     ]
@@ -78,7 +78,26 @@ def test_told_its_options_before_and_the_end_after(folder):
 def test_without_options_there_are_none(folder):
     folder.add("one", RECORDER, MANIFEST)
     (plugin,) = outsiders(find())
-    assert calls_of(plugin) == [("configure", {}, "chiplet-one")]
+    assert calls_of(plugin) == [("configure", {}, "chiplet-one/one")]
+
+
+def test_two_plugins_of_a_distribution_have_their_own_options_and_folders(folder):
+    folder.add("one", RECORDER, MANIFEST)
+    other = MANIFEST.replace("memory_gib", "colour")
+    folder.add("more", RECORDER, other, part_of="one")
+    options = ("memory_gib=2", "label=a", "colour=red")
+    first, second = outsiders(find(plugin_option=[f"chiplet-one.{each}" for each in options]))
+    assert calls_of(first) == [("configure", {"memory_gib": "2", "label": "a"}, "chiplet-one/one")]
+    assert calls_of(second) == [("configure", {"label": "a", "colour": "red"}, "chiplet-one/more")]
+    with pytest.raises(PluginError, match=r"no option 'color'\. .*'colour'"):
+        find(plugin_option=("chiplet-one.color=red",))
+
+
+def test_an_option_beside_a_broken_manifest(folder):
+    folder.add("one", RECORDER, MANIFEST)
+    folder.add("more", RECORDER, "name = 1", part_of="one")
+    with pytest.raises(PluginError, match="cannot be used: field 'api' is missing"):
+        find(plugin_option=("chiplet-one.label=a",))
 
 
 def test_an_engine_tells_the_end(folder, tmp_path):
@@ -110,10 +129,13 @@ def test_those_loaded_are_told_when_another_ends_the_start(folder):
     folder.add("two", RAISING.replace("{error}", "ValueError('ouch')"), MANIFEST)
     with pytest.raises(PluginError, match="ouch"):
         find(plugins=("chiplet-one", "chiplet-two"))
+    name = next(each for each in folder.imported() if "tiny_one" in each)
+    told = ["configure", "shutdown"]
+    assert [each[0] for each in sys.modules[name].CALLS] == told
+    # An option that nobody takes is found before anybody is told anything.
     with pytest.raises(PluginError, match="has no option 'colour'"):
         find(plugin_option=("chiplet-two.colour=red",))
-    name = next(each for each in folder.imported() if "tiny_one" in each)
-    assert [each[0] for each in sys.modules[name].CALLS] == ["configure", "shutdown"] * 2
+    assert [each[0] for each in sys.modules[name].CALLS] == told
 
 
 @pytest.mark.parametrize(

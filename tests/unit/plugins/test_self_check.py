@@ -7,6 +7,7 @@ import torch
 
 from chiplet.api import BuildContext, Dtype, LinearRequest, MoeRequest, Op, OpRequest
 from chiplet.plugins.self_check import SelfCheck
+from chiplet.plugins.self_check.moe import MOST_BYTES
 from chiplet.reference.attention import ReferenceAttention
 from chiplet.reference.linear import ReferenceLinear
 from chiplet.reference.moe import ReferenceMoe
@@ -19,7 +20,11 @@ CHECK = SelfCheck(ReferencePlatform())
 LINEAR = LinearRequest(
     role="o_proj", in_features=64, out_features=600, dtype=Dtype.BFLOAT16, has_bias=True
 )
-ATTENTION = [attention_request(), attention_request(group="window", window=4)]
+ATTENTION = [
+    attention_request(),
+    attention_request(group="window", window=4),
+    attention_request(group="soft", softcap=5.0, has_sinks=True),
+]
 MOE = MoeRequest(
     hidden_size=48,
     intermediate_size=40,
@@ -58,6 +63,9 @@ class Wrapped:
     def run(self, *arguments):
         return self.spoil(self.inner.run(*arguments))
 
+    def run_with_sinks(self, *arguments):
+        return self.spoil(self.inner.run_with_sinks(*arguments))
+
     def __call__(self, *arguments):
         result = self.inner(*arguments)
         return tuple(map(self.spoil, result)) if isinstance(result, tuple) else self.spoil(result)
@@ -92,6 +100,29 @@ def test_small_faults_are_found(request_, spoil):
 @pytest.mark.parametrize("change", [{"top_k": 3}, {"renormalize": False}], ids=str)
 def test_another_routing_is_found(change):
     assert CHECK.compare(MOE, reference(replace(MOE, **change)), reference(MOE))
+
+
+@pytest.mark.parametrize("num_experts", [8, 256])
+def test_experts_too_large_to_be_made_are_checked_in_part(num_experts):
+    large = replace(MOE, hidden_size=7168, intermediate_size=14336, num_experts=num_experts)
+    part = CHECK.checkable(large)
+    assert part.hidden_size == 7168
+    assert part.num_experts == 8
+    assert 3 * part.num_experts * part.hidden_size * part.intermediate_size * 2 <= MOST_BYTES
+    assert replace(part, num_experts=num_experts, intermediate_size=14336) == large
+    assert CHECK.checkable(MOE) is MOE
+
+
+def test_too_few_of_many_picked_experts_are_not_left():
+    large = replace(MOE, hidden_size=4096, intermediate_size=4096, num_experts=64, top_k=16)
+    assert CHECK.checkable(large).num_experts == 32
+
+
+def test_sinks_that_are_forgotten_are_found():
+    request = ATTENTION[-1]
+    forgetful = Wrapped(reference(request), lambda x: x)
+    forgetful.run_with_sinks = lambda *arguments: forgetful.inner.run(*arguments[:-1])
+    assert "differs" in CHECK.compare(request, forgetful, reference(request))
 
 
 def test_stray_writes_into_the_cache_are_found():

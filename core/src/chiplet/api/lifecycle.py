@@ -14,8 +14,9 @@ class PluginContext:
     """What hooks `configure` and `shutdown` are given.
 
     Attributes:
-        options: what the user gave with `--plugin-option`, by key; only keys that the manifest
-            declares, and none that was not given.
+        options: what the user gave with `--plugin-option`, by key; only keys that this plugin's
+            manifest declares, and none that was not given. Plugins of one distribution that
+            declare the same key are all given it.
         cache_folder: where the plugin may keep files between starts, for itself alone. It need
             not exist; several processes may use it at once.
         host: what core knows of the host.

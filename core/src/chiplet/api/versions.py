@@ -3,6 +3,8 @@
 A minor step adds what an older plugin need not know: optional fields, features, hooks, protocols
 beside others. A major step changes what a plugin must do. docs/compatibility.md has the whole
 promise, and tests/fossils/ what keeps it.
+
+models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
 """
 
 from __future__ import annotations
@@ -15,6 +17,6 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "communication": (1, 0),
     "compilation": (1, 0),
     "moe": (1, 0),
-    "models": (1, 0),
+    "models": (1, 1),
     "quantization": (1, 0),
 }

@@ -14,6 +14,18 @@ from chiplet.formats.rope_factors import find_llama3_scaling
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of factors that divide the rotary frequencies, in Llama 3 files."""
 
+_PLAIN = {
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.scale": 0.0,
+    "embedding_scale": 1.0,
+    "logit_scale": 1.0,
+    "residual_scale": 1.0,
+}
+"""Fields that change a model's numbers, and the value besides 0 that does not."""
+
 _DTYPES = {"F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 # Tokens that end a turn by their name, whichever of them the file calls its end token.
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>")
@@ -96,6 +108,13 @@ def _refuse_unsupported(file: GgufFile) -> None:
             f"{file.path} is one of {file.integer('split.count')} parts; supported: whole files.",
             remedy="Join the parts with 'llama-gguf-split --merge'.",
         )
+    for name, plain in _PLAIN.items():
+        value = file.number(_key(file, name))
+        if value is not None and value not in (0.0, plain):
+            raise ModelError(
+                f"{file.path}: {_key(file, name)} is {value:g}; supported: {plain:g}.",
+                remedy="Choose another model of the Llama family.",
+            )
     num_experts = file.integer(_key(file, "expert_count")) or 0
     if num_experts:
         raise ModelError(

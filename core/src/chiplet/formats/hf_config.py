@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from chiplet.config import Dtype, ExpertsConfig, ModelConfig, RopeScaling
 from chiplet.errors import ModelError
+from chiplet.formats.config_fields import refuse_other_numbers, warn_of_unread
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -50,6 +51,8 @@ def read_hf_config(path: Path, translate: Translate = lambda values: values) -> 
     is_ours = architecture in _ARCHITECTURES.values()
     if is_ours:
         _refuse_unsupported(facts)
+        refuse_other_numbers(path, architecture, facts.values)
+        warn_of_unread(path, facts.values)
     hidden_size, num_heads = facts.count("hidden_size"), facts.count("num_attention_heads")
     rope_theta, rope_scaling = _rope(facts, is_ours=is_ours)
     default_context = _DEFAULT_CONTEXT_LENGTH.get(architecture)

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import Tensor
 
-from chiplet.api import AttentionPlan, AttentionRequest, KvSpec
+from chiplet.api import AttentionPlan, AttentionRequest, KvSpec, SinkAttention
+from chiplet.errors import ModelError
 from chiplet.layers.context import LayerContext
-from chiplet.parallel.sharding import share, share_or_repeat
+from chiplet.layers.weights import Shape, Weight
+from chiplet.parallel.sharding import cut_evenly, share, share_or_repeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionVariant:
+    """How a layer's attention differs from the plain case.
+
+    Attributes:
+        group: layers of one group ask for the same, and `--use attention/GROUP=NAME` picks their
+            provider; None for 'global', or 'window' where there is one.
+        scale: factor on the scores; None for head_dim ** -0.5.
+        softcap, has_sinks: see `chiplet.api.AttentionRequest`. With sinks the layer has a weight,
+            part 'sinks', `[num_heads]`.
+    """
+
+    group: str | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +45,9 @@ class AttentionInputs:
 
     kv: Sequence[Tensor]
     plans: Mapping[str, AttentionPlan]
+
+
+_PLAIN = AttentionVariant()
 
 
 class PagedAttention:
@@ -44,17 +69,23 @@ class PagedAttention:
         num_kv_heads: int,
         head_dim: int,
         window: int | None = None,
+        variant: AttentionVariant = _PLAIN,
     ) -> None:
         """Bind the layer; head counts are those of the whole model."""
         self._layer_index = layer_index
+        self._ranks = context.ranks
+        self._device = context.device
+        self._sinks = torch.empty(0) if variant.has_sinks else None
+        self._sink_cut = cut_evenly(num_heads, context.ranks.size, "attention heads", dim=0)
+        self.part_shapes: Mapping[str, Shape] = {"sinks": (num_heads,)} if variant.has_sinks else {}
         num_heads = share(num_heads, context.ranks.size, "attention heads")
         num_kv_heads = share_or_repeat(num_kv_heads, context.ranks.size, "key heads")
         self.request = AttentionRequest(
-            group="global" if window is None else "window",
+            group=variant.group or ("global" if window is None else "window"),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            scale=head_dim**-0.5,
+            scale=head_dim**-0.5 if variant.scale is None else variant.scale,
             dtype=context.dtype,
             kv=KvSpec(
                 num_kv_heads=num_kv_heads,
@@ -64,6 +95,8 @@ class PagedAttention:
                 coding=context.kv_coding,
             ),
             window=window,
+            softcap=variant.softcap,
+            has_sinks=variant.has_sinks,
         )
         self.impl = context.bindings.attention(self.request)
         self._run = self.impl.run
@@ -85,4 +118,38 @@ class PagedAttention:
         num_kv_heads, head_dim]`. Mutates: the layer's pages.
         """
         plan = inputs.plans[self.request.group]
-        return self._run(q, k, v, inputs.kv[self._layer_index], plan)
+        kv = inputs.kv[self._layer_index]
+        if self._sinks is None:
+            return self._run(q, k, v, kv, plan)
+        return cast(SinkAttention, self.impl).run_with_sinks(q, k, v, kv, plan, self._sinks)
+
+    def load(self, part: str, weight: Weight) -> None:
+        """Take the sinks: those of this rank's heads, in float32."""
+        assert isinstance(weight, Tensor), "sinks are never in a coding"
+        whole = weight.to(self._device, torch.float32)
+        self._sinks = self._ranks.join(
+            [self._sink_cut.take(whole, rank) for rank in self._ranks.local_ranks]
+        )
+
+    def adopt(self, other: PagedAttention) -> bool:
+        """Take over the sinks."""
+        self._sinks = other._sinks
+        return True
+
+
+def check_groups(layers: Sequence[PagedAttention]) -> None:
+    """Refuse a model whose layers of one group ask for different things: they share a plan.
+
+    Raises:
+        ModelError: two do.
+    """
+    requests: dict[str, AttentionRequest] = {}
+    for layer in layers:
+        mine = layer.request
+        other = requests.setdefault(mine.group, mine)
+        if other != mine:
+            raise ModelError(
+                f"Layers of attention group '{mine.group}' ask for different things: {other} and "
+                f"{mine}.",
+                remedy="Give each kind a group of its own, with AttentionVariant(group=...).",
+            )

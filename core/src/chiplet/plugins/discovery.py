@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import Distribution, distributions
+from pathlib import Path
 
 import pluggy
 
@@ -19,7 +20,7 @@ from chiplet.api import HostFacts
 from chiplet.config import DeviceOptions
 from chiplet.errors import PluginError
 from chiplet.plugins.host import host_facts
-from chiplet.plugins.lifecycle import configure, make_context, read_options
+from chiplet.plugins.lifecycle import check_options, configure, make_context, read_options
 from chiplet.plugins.manifest import (
     Manifest,
     ManifestError,
@@ -44,11 +45,16 @@ CORE_MODULES = (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry point, not yet imported."""
+    """An entry point, not yet imported.
+
+    Attributes:
+        name: of the entry point; one of a distribution has not the name of another.
+    """
 
     distribution: str
     version: str
     module: str
+    name: str
 
 
 def discover(options: DeviceOptions) -> PluginSet:
@@ -66,7 +72,7 @@ def discover(options: DeviceOptions) -> PluginSet:
     given = read_options(options.plugin_option)
     found = list(installed_candidates())
     _check_names(allowed | denied | given.keys(), found)
-    wanted = [Candidate(CORE_DISTRIBUTION, __version__, module) for module in CORE_MODULES]
+    wanted = [Candidate(CORE_DISTRIBUTION, __version__, each, each) for each in CORE_MODULES]
     blocked: list[Candidate] = []
     for candidate in found:
         name = normalized(candidate.distribution)
@@ -94,7 +100,12 @@ def installed_candidates() -> Iterator[Candidate]:
         found.setdefault(normalized(distribution.metadata["Name"]), distribution)
     for _, distribution in sorted(found.items()):
         for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
-            yield Candidate(distribution.metadata["Name"], distribution.version, entry_point.module)
+            yield Candidate(
+                distribution.metadata["Name"],
+                distribution.version,
+                entry_point.module,
+                entry_point.name,
+            )
 
 
 def duplicates() -> Mapping[str, Sequence[str]]:
@@ -128,13 +139,16 @@ def _plugin_distributions() -> Iterator[Distribution]:
 def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> Plugin | Quarantined:
     """The plugin, or why it cannot be loaded; never raises for a fault of the plugin.
 
-    Raises:
-        PluginError: it has no such option.
+    Args:
+        candidate: what is loaded.
+        host: what core knows of the host.
+        options: those of its distribution, of which it may declare some.
     """
     manifest: Manifest | None = None
     try:
         manifest = read_manifest(find_manifest(candidate.module))
-        context = make_context(candidate.distribution, manifest, options, host)
+        place = Path(normalized(candidate.distribution), candidate.name)
+        context = make_context(place, manifest, options, host)
         check_api(manifest)
         check_requires(manifest)
         relay = _register(candidate.module)
@@ -142,8 +156,6 @@ def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> P
         configure(relay, context)
     except ManifestError as error:
         reason = str(error)
-    except PluginError:
-        raise
     except pluggy.PluginValidationError as error:
         reason = f"registration failed: {' '.join(str(error).split())}"
     # A plugin may raise anything at import, SystemExit included.
@@ -172,6 +184,9 @@ def _load_all(
     Raises:
         PluginError: one that is needed cannot be loaded, or one has no such option.
     """
+    for name, mine in options.items():
+        theirs = [each for each in candidates if normalized(each.distribution) == name]
+        _check_options(theirs, mine)
     host = host_facts()
     results: list[Plugin | Quarantined] = []
     with ExitStack() as at_failure:
@@ -187,6 +202,15 @@ def _load_all(
             results.append(result)
         at_failure.pop_all()
     return results
+
+
+def _check_options(candidates: Sequence[Candidate], options: Mapping[str, str]) -> None:
+    """Refuse an option that no plugin of a distribution declares."""
+    try:
+        manifests = [read_manifest(find_manifest(each.module)) for each in candidates]
+    except ManifestError:
+        return  # Loading says what is wrong, and ends the start.
+    check_options(candidates[0].distribution, manifests, options)
 
 
 def _loaded(results: Sequence[Plugin | Quarantined]) -> tuple[Plugin, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from threading import Thread
 
 import platformdirs
@@ -59,23 +60,35 @@ def read_options(texts: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def make_context(
-    distribution: str, manifest: Manifest, options: Mapping[str, str], host: HostFacts
-) -> PluginContext:
-    """What a plugin is told.
+def check_options(
+    distribution: str, manifests: Iterable[Manifest], options: Mapping[str, str]
+) -> None:
+    """Refuse an option that no plugin of a distribution declares in its manifest.
 
     Raises:
-        PluginError: an option is not declared in its manifest.
+        PluginError: there is one.
     """
+    known = tuple(dict.fromkeys(key for each in manifests for key in each.options))
     for key in options:
-        if key not in manifest.options:
-            known = did_you_mean(key, tuple(manifest.options)) or "Leave it out."
+        if key not in known:
+            hint = did_you_mean(key, known) or "Leave it out."
             raise PluginError(
                 f"Plugin {distribution} has no option '{key}'.",
-                remedy=known if manifest.options else "It takes none: leave it out.",
+                remedy=hint if known else "It takes none: leave it out.",
             )
-    folder = platformdirs.user_cache_path("chiplet") / "plugins" / normalized(distribution)
-    return PluginContext(options=dict(options), cache_folder=folder, host=host)
+
+
+def make_context(
+    place: Path, manifest: Manifest, options: Mapping[str, str], host: HostFacts
+) -> PluginContext:
+    """What a plugin is told: of its distribution's options, those that it declares.
+
+    Args:
+        place: distribution and entry point, of which no two plugins have the same.
+    """
+    mine = {key: value for key, value in options.items() if key in manifest.options}
+    folder = platformdirs.user_cache_path("chiplet") / "plugins" / place
+    return PluginContext(options=mine, cache_folder=folder, host=host)
 
 
 def configure(hooks: pluggy.HookRelay, context: PluginContext) -> None:

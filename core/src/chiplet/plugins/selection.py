@@ -69,6 +69,10 @@ CheckedRequest = AttentionRequest | LinearRequest | MoeRequest | OpRequest
 class Judge(Protocol):
     """Compares an implementation with the reference; see `chiplet.plugins.self_check`."""
 
+    def checkable(self, request: CheckedRequest) -> CheckedRequest:
+        """What is compared in a request's place: itself, or a part if it is too large."""
+        ...
+
     def compare(
         self, request: CheckedRequest, impl: Any, reference: Any, numerics: Numerics
     ) -> str:
@@ -331,12 +335,12 @@ class Selector:
             return True
         try:
             impl = candidate.build(contest.request, self._context)
+            fault, contest.checks[name] = self._compared(contest, candidate, impl)
         except Exception as error:
             text = f"build raised {type(error).__name__}: {error}"
             logger.warning("%s: provider %s: %s", operation, name, text)
             contest.refuse(name, No.because("build", text))
             return False
-        fault, contest.checks[name] = self._compared(contest, candidate, impl)
         if fault:
             text = f"self-check: {fault}"
             logger.warning("%s: provider %s is not used; %s", operation, name, text)
@@ -352,12 +356,18 @@ class Selector:
         request = contest.request
         if self._judge is None or not isinstance(request, CheckedRequest):
             return "", "not run"
-        reference = self._context.reference(request)
         verdict = contest.verdicts[candidate.name][1]
+        part = self._judge.checkable(request)
+        if part != request:
+            verdict = candidate.assess(part)
+            if isinstance(verdict, No):
+                return "", "not run, too large"
+            impl = candidate.build(part, self._context)
         numerics = verdict.numerics if isinstance(verdict, Yes) else Numerics.EXACT
+        reference = self._context.reference(part)
         with patience(f"the self-check of provider {candidate.name} for {contest.operation}"):
-            fault = self._judge.compare(request, impl, reference, numerics)
-        return fault, "" if fault else "equal"
+            fault = self._judge.compare(part, impl, reference, numerics)
+        return fault, "" if fault else "equal" if part == request else "equal in a part"
 
     def _mind_reference(self, operation: str) -> None:
         """Warn, once per operation, that core's own kernel serves a hot operation."""

@@ -23,7 +23,7 @@ from chiplet.api import (
 from chiplet.plugins.selection import CheckedRequest
 from chiplet.plugins.self_check.attention import run_attention
 from chiplet.plugins.self_check.linear import run_linear
-from chiplet.plugins.self_check.moe import run_moe
+from chiplet.plugins.self_check.moe import bounded_moe, run_moe
 from chiplet.plugins.self_check.ops import op_arguments
 
 _ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -46,6 +46,10 @@ class SelfCheck:
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def checkable(self, request: CheckedRequest) -> CheckedRequest:
+        """What is compared in a request's place: itself, or a part if it is too large."""
+        return bounded_moe(request) if isinstance(request, MoeRequest) else request
 
     @torch.inference_mode()
     def compare(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengths
+from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengths, SinkAttention
 from chiplet.layers.context import cache_dtype, torch_dtype
 
 _LENGTHS = (5, 37)
@@ -26,6 +27,9 @@ def run_attention(
     table = torch.zeros(len(pages), max(pages), dtype=torch.int32)
     table[0, : pages[0]], table[1, : pages[1]] = ids[: pages[0]], ids[pages[0] :]
     kv = torch.zeros(layout.shape(spec, sum(pages) + 1), dtype=cache_dtype(spec), device=device)
+    sinks = (
+        torch.randn(request.num_heads, generator=random).to(device) if request.has_sinks else None
+    )
     results: list[Tensor] = []
     for starts, lengths in (((0, 0), _LENGTHS), (_LENGTHS, (1, 1))):
         batch = make_batch(table, starts, lengths, spec.page_size, device)
@@ -34,7 +38,11 @@ def run_attention(
             _random(request, request.num_kv_heads, batch.num_tokens, random).to(device)
             for _ in range(2)
         )
-        results.append(impl.run(q, k, v, kv, impl.plan(batch, layout)))
+        plan = impl.plan(batch, layout)
+        if sinks is None:
+            results.append(impl.run(q, k, v, kv, plan))
+        else:
+            results.append(cast(SinkAttention, impl).run_with_sinks(q, k, v, kv, plan, sinks))
     return [*results, layout.to_canonical(kv, ids.to(device), spec)]
 
 

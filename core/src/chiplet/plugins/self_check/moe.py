@@ -1,8 +1,9 @@
-"""A small call of a mixture of experts in its true size."""
+"""A small call of a mixture of experts, in its true size where memory allows it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,35 @@ from chiplet.layers.context import torch_dtype
 _TOKENS = (1, 7)
 _DISTINCT_ROWS = 251
 """As of a linear layer: a prime number of rows, repeated, so that no two experts are alike."""
+
+
+MOST_BYTES = 256 * 2**20
+"""Of weights; packing them may take as much again."""
+
+_FEWEST_EXPERTS = 8
+_NARROWEST = 128
+
+
+def bounded_moe(request: MoeRequest) -> MoeRequest:
+    """The request itself, or a part of it whose weights are not too large to be made.
+
+    A part has fewer experts, then a slice of each as a rank of several has.
+    """
+    if _weight_bytes(request) <= MOST_BYTES:
+        return request
+    num_experts = min(request.num_experts, max(2 * request.top_k, _FEWEST_EXPERTS))
+    part = replace(request, num_experts=num_experts)
+    while _weight_bytes(part) > MOST_BYTES:
+        half, odd = divmod(part.intermediate_size, 2)
+        if odd or half < _NARROWEST:
+            break
+        part = replace(part, intermediate_size=half)
+    return part
+
+
+def _weight_bytes(request: MoeRequest) -> int:
+    elements = 3 * request.num_experts * request.hidden_size * request.intermediate_size
+    return elements * request.dtype.size_bytes
 
 
 def run_moe(request: MoeRequest, impl: MoeImpl, device: torch.device) -> Sequence[Tensor]:

@@ -42,12 +42,12 @@ def show(report: Report) -> None:
 
 def _table(report: Report) -> Table:
     title = f"Conformance on {report.device}, {report.tier} tier"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # Where the terminal is narrow, long names are folded; counts and headings stay whole.
     for heading in ("provider", "operation"):
-        table.add_column(heading, no_wrap=True)
-    for status in Status:
-        table.add_column(str(status), justify="right")
-    table.add_column("s", justify="right")
+        table.add_column(heading, overflow="fold")
+    for heading in (*map(str, Status), "s"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
     for key, counts, seconds in _rows(report):
         shown = [
             f"[{_COLORS[status]}]{count}[/]" if count else "" for status, count in counts.items()
