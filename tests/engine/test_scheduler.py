@@ -26,6 +26,7 @@ def scheduler(
     *,
     slots: int = 8,
     chunk: int = 64,
+    mixed: int | None = None,
     policy: str = "fcfs",
     radix_cache: bool = True,
     context_length: int = 256,
@@ -36,6 +37,7 @@ def scheduler(
         schedule_policy=policy,
         max_running_requests=slots,
         chunked_prefill_size=chunk,
+        mixed_prefill_size=mixed,
         max_queued_requests=max_queued,
     )
     kv = KvManager(num_pages=num_pages, page_size=page_size, radix_cache=radix_cache)
@@ -92,6 +94,18 @@ def test_a_prompt_is_computed_in_chunks_and_only_the_last_is_sampled() -> None:
         )
     assert seen == [(0, 4, False), (4, 4, False), (8, 2, True)]
     assert outputs[0].token_ids == (TOKEN,)
+
+
+def test_few_prompt_tokens_come_along_with_decodes_in_steps_of_whole_multiples() -> None:
+    s = scheduler(num_pages=128, chunk=64, mixed=8)
+    s.add(request("alone", 40, first=100))
+    assert run_step(s)[0].num_tokens == 40, "nobody decodes: the whole prompt"
+    s.add(request("second", 30, first=300))
+    # One decode and at least 8 tokens of the prompt: 16 together, twice; one token is left.
+    assert [run_step(s)[0].num_tokens for _ in range(3)] == [16, 16, 2]
+    s.add(request("third", 100, first=500))
+    s.add(request("fourth", 100, first=700))
+    assert run_step(s)[0].num_tokens == 2 + 64, "many wait: as many as a step takes"
 
 
 def test_decodes_come_before_single_prompt_tokens_and_those_before_chunks() -> None:

@@ -61,6 +61,7 @@ class Simulation:
             schedule_policy=self.setting.policy,
             max_running_requests=NUM_SLOTS,
             chunked_prefill_size=self.random.choice([1, 7, 16, 50]),
+            mixed_prefill_size=self.random.choice([None, 4, 16]),
         )
         # Enough for two or three requests of middling length, not always for the longest.
         num_pages = self.random.choice([100, 160, 220]) // self.setting.page_size

@@ -141,6 +141,14 @@ class ScheduleOptions:
     chunked_prefill_size: int = _option(
         512, "Most prompt tokens computed in one step.", minimum=1, metavar="TOKENS"
     )
+    mixed_prefill_size: int | None = _option(
+        None,
+        "Fewest prompt tokens of a step in which other requests decode: while few wait, such a "
+        "step is filled up to a multiple of this, so that answers flow evenly. As many as "
+        "--chunked-prefill-size if not given.",
+        minimum=1,
+        metavar="TOKENS",
+    )
     random_seed: int | None = _option(
         None, "Seed from which requests without one draw theirs; fresh at each start if not given."
     )

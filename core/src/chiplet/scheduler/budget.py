@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from chiplet.config import ScheduleOptions
 from chiplet.scheduler.slot_table import SlotTable
 
 HEADROOM_TOKENS = 64
 """Tokens of each answer for which admissions leave room, so that what is admitted is seldom
 retracted at once. More would leave pages idle where answers end early."""
+
+
+FEW_CHUNKS = 16
+"""Waiting prompt tokens are few while they are no more than so many mixed chunks: computed in small
+steps they are done nearly as soon. More are computed in large steps, which take less time each."""
 
 
 class PromptBudget:
@@ -28,6 +34,26 @@ class PromptBudget:
         granted = min(num_wanted, self.num_left)
         self.num_left -= granted
         return granted
+
+
+def prompt_budget(
+    options: ScheduleOptions, num_decodes: int, num_waiting_tokens: int
+) -> PromptBudget:
+    """What a step may compute of prompts.
+
+    A step that waits for its weights anyway takes some prompt tokens along in nearly the same
+    time. Devices multiply in tiles, so that a step costs what the next multiple of a tile does.
+
+    Args:
+        options: `mixed_prefill_size` is None, or about as many rows as come along.
+        num_decodes: requests that decode in the step.
+        num_waiting_tokens: of prompts not computed yet.
+    """
+    most, size = options.chunked_prefill_size, options.mixed_prefill_size
+    if size is None or not num_decodes or num_waiting_tokens > FEW_CHUNKS * size:
+        return PromptBudget(most)
+    num_tokens = -(-(num_decodes + size) // size) * size
+    return PromptBudget(min(most, num_tokens - num_decodes))
 
 
 def growth_pages(table: SlotTable, page_size: int, headroom_tokens: int) -> int:

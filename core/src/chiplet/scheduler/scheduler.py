@@ -17,7 +17,12 @@ from chiplet.errors import PromptTooLong, QueueFull
 from chiplet.memory.kv_manager import KvManager
 from chiplet.memory.radix_tree import token_key
 from chiplet.request import FinishReason, Request, RequestOutput, RequestState
-from chiplet.scheduler.budget import HEADROOM_TOKENS, PromptBudget, growth_pages
+from chiplet.scheduler.budget import (
+    HEADROOM_TOKENS,
+    PromptBudget,
+    growth_pages,
+    prompt_budget,
+)
 from chiplet.scheduler.outputs import ending_output, logprobs_of, reason_to_finish, token_output
 from chiplet.scheduler.plan_building import Grant, admission_of, build_plan
 from chiplet.scheduler.policy import POLICIES, POLICIES_THAT_MATCH
@@ -145,7 +150,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The plan of the next step; None if nothing can run before a commit, or at all."""
         decodes, is_short, resting = self._grant_decodes()
-        budget = PromptBudget(self._options.chunked_prefill_size)
+        budget = prompt_budget(self._options, len(decodes), self._num_waiting_tokens())
         grants = self._grant_prefills(budget, resting)
         # What is admitted while pages are short would be retracted next.
         admissions = () if is_short else self._admit(budget, grants)
@@ -254,6 +259,12 @@ class Scheduler:
             Waiting(request, running.order, request.token_ids(), is_retracted=True)
         )
         self._totals.retractions += 1
+
+    def _num_waiting_tokens(self) -> int:
+        """Prompt tokens not granted yet."""
+        table, slots = self._table, list(self._prefilling)
+        num_begun = int((table.targets[slots] - table.positions[slots]).sum())
+        return num_begun + self._queue.num_tokens
 
     def _grant_prefills(self, budget: PromptBudget, resting: set[int]) -> list[Grant]:
         table = self._table

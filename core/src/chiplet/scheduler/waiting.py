@@ -42,9 +42,14 @@ class Waiting:
 
 
 class WaitingQueue:
-    """Waiting requests in the order of their arrival."""
+    """Waiting requests in the order of their arrival.
+
+    Attributes:
+        num_tokens: known tokens of all of them.
+    """
 
     def __init__(self) -> None:
+        self.num_tokens = 0
         self._entries: OrderedDict[str, Waiting] = OrderedDict()
 
     def __len__(self) -> int:
@@ -56,6 +61,7 @@ class WaitingQueue:
     def append(self, waiting: Waiting) -> None:
         """Add one that has just arrived."""
         self._entries[waiting.request.request_id] = waiting
+        self.num_tokens += len(waiting.token_ids)
 
     def put_first(self, waiting: Waiting) -> None:
         """Add one that was retracted: it arrived before all who wait."""
@@ -64,7 +70,9 @@ class WaitingQueue:
 
     def remove(self, request_id: str) -> Waiting:
         """Take one out, wherever it stands."""
-        return self._entries.pop(request_id)
+        waiting = self._entries.pop(request_id)
+        self.num_tokens -= len(waiting.token_ids)
+        return waiting
 
     def oldest(self, count: int) -> list[Waiting]:
         """The first `count`, or all if there are fewer."""

@@ -15,6 +15,10 @@ _MIXED_REQUESTS = 64
 """Mixtures of prompts and decodes. A larger one keeps the device busy for longer than its launches
 keep the host, so that recording it gains nothing."""
 
+_MIXED_DECODES = ((256, 16, 64), (256, 48, 96), (256, 96, 144), (384, 128, 208), (384, 192, 256))
+"""Tokens, decodes and requests of further mixtures, whose decodes share out their keys: those to
+which the scheduler fills up steps for few prompt tokens."""
+
 _TOKENS = (2048, 16384)
 """Longest context of a bucket; more than these take the longest of all. A bucket's page table is
 sent with each step, and its splits of attention are made for its length."""
@@ -65,6 +69,15 @@ def _mixtures(limits: StepLimits, max_pages: int, sampling: Sampling) -> Iterato
             max_pages=max_pages,
             sampling=sampling,
         )
+    for num_tokens, num_decodes, num_requests in _MIXED_DECODES:
+        if num_tokens <= limits.max_tokens and num_decodes < limits.max_requests:
+            yield ShapeBucket(
+                num_tokens=num_tokens,
+                num_requests=min(num_requests, limits.max_requests),
+                num_decodes=num_decodes,
+                max_pages=max_pages,
+                sampling=sampling,
+            )
 
 
 def _widths(limits: StepLimits) -> Sequence[int]:
