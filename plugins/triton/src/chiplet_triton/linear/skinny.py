@@ -26,6 +26,7 @@ from chiplet_triton.linear.quantized import QuantizedLinear, refusal
 
 _MAX_ROWS = 64
 _MAX_GEMV_K = 16384  # the loop over K is unrolled
+_LONG = 8192
 _FEW_ROWS, _WIDE = 32, 16384
 """More than so many rows are faster by torch's product, unless outputs are very many (on an H100:
 benchmarks/nvidia_notes.md)."""
@@ -75,7 +76,9 @@ class SkinnyLinear:
         self._traits = traits
         self._max_rows = _MAX_ROWS if self._n >= _WIDE else _FEW_ROWS
         self._launch = launch_options(traits)
-        self._gemv_tiling = GemvTiling(1, min(next_power_of_2(self._k), 2048), 4)
+        # Outputs that share the row's loads, as far as enough programs are left.
+        block_n = 4 if self._k > _LONG else 2
+        self._gemv_tiling = GemvTiling(block_n, min(next_power_of_2(self._k), 2048), 4)
         self._tilings = {rows: self._tiling(rows, request) for rows in (16, 32, 64)}
         tiles = max(cdiv(self._n, each.block_n) for each in self._tilings.values())
         floats = max(
