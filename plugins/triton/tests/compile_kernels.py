@@ -84,7 +84,7 @@ def call_all(device, dtype, torch_dtype):
     from chiplet_triton.device import traits_of
     from chiplet_triton.linear.skinny import TritonLinearProvider
     from chiplet_triton.ops.elementwise import ElementwiseOps
-    from chiplet_triton.ops.sampling import sample
+    from chiplet_triton.ops.sampling import Argmax, sample
 
     def new(*shape, kind=torch_dtype):
         return torch.empty(shape, dtype=kind)
@@ -130,6 +130,9 @@ def call_all(device, dtype, torch_dtype):
     logits, top_k = new(2, 128256, kind=torch.float32), new(2, kind=torch.int32)
     for has_filters in (False, True):
         sample(logits, floats[0], top_k, *floats[1:], has_filters)
+    argmax = Argmax(traits, context.torch_device)
+    for rows in (1, 256):
+        argmax(new(rows, 128256))
     counts = new(2, 128256, kind=torch.int32)
     ops.penalize(logits, new(2, 128256, kind=torch.bool), counts, *floats[1:])
 

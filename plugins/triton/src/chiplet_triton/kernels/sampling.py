@@ -7,6 +7,8 @@ described by its lowest logit and how many tokens of that very logit belong to i
 import triton
 import triton.language as tl
 
+from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
+
 
 @triton.jit
 def _ordered(x):
@@ -49,6 +51,56 @@ def _greedy(logits, vocab_size, BLOCK: tl.constexpr):
     peak = tl.max(best, axis=0)
     token = tl.min(tl.where(best == peak, where, 0x7FFFFFFF), axis=0)
     return tl.minimum(token, vocab_size - 1), peak
+
+
+@triton.jit
+def argmax_kernel(
+    logits_ptr,
+    best_ptr,
+    where_ptr,
+    arrivals_ptr,
+    out_ptr,
+    vocab_size,
+    logits_stride,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """The first of the likeliest tokens; grid: rows, splits of the vocabulary, a power of 2.
+
+    The split that arrives last compares what all have found. `arrivals` holds zeros before and
+    after.
+    """
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    let_next_start(OVERLAP)
+    wait_for_inputs(OVERLAP)
+    share = tl.cdiv(vocab_size, SPLITS * BLOCK) * BLOCK
+    logits = logits_ptr + row.to(tl.int64) * logits_stride
+    best = tl.full([BLOCK], -float("inf"), tl.float32)
+    where = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
+    for first in range(split * share, min(split * share + share, vocab_size), BLOCK):
+        tokens = first + tl.arange(0, BLOCK)
+        x = tl.load(logits + tokens, mask=tokens < vocab_size, other=-float("inf")).to(tl.float32)
+        is_better = (x > best) | ((where == 0x7FFFFFFF) & (tokens < vocab_size))
+        best = tl.where(is_better, x, best)
+        where = tl.where(is_better, tokens, where)
+    peak = tl.max(best, axis=0)
+    token = tl.min(tl.where(best == peak, where, 0x7FFFFFFF), axis=0)
+    if SPLITS > 1:
+        tl.store(best_ptr + row * SPLITS + split, peak)
+        tl.store(where_ptr + row * SPLITS + split, token)
+        tl.debug_barrier()  # both stores come before the arrival
+        arrived = tl.atomic_add(arrivals_ptr + row, 1, sem="acq_rel", scope="gpu")
+        if arrived < SPLITS - 1:
+            return
+        tl.debug_barrier()
+        tl.store(arrivals_ptr + row, 0)
+        at = row * SPLITS + tl.arange(0, SPLITS)
+        bests = tl.load(best_ptr + at, cache_modifier=".cg")
+        wheres = tl.load(where_ptr + at, cache_modifier=".cg")
+        token = tl.min(tl.where(bests == tl.max(bests, axis=0), wheres, 0x7FFFFFFF), axis=0)
+    tl.store(out_ptr + row, tl.minimum(token, vocab_size - 1))
 
 
 @triton.jit

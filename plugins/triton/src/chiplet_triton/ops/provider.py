@@ -18,7 +18,7 @@ from chiplet.api import (
 )
 from chiplet_triton.device import DeviceTraits
 from chiplet_triton.ops.elementwise import ElementwiseOps
-from chiplet_triton.ops.sampling import sample
+from chiplet_triton.ops.sampling import Argmax, sample
 
 _LOGIT_OPS = frozenset({Op.PENALIZE, Op.SAMPLE})
 
@@ -30,6 +30,7 @@ class TritonOpsProvider:
     accepts: frozenset[Feature] = frozenset()
 
     def __init__(self, traits: DeviceTraits) -> None:
+        self._traits = traits
         ops = ElementwiseOps(traits)
         self._ops: Mapping[Op, OpImpl] = {
             Op.EMBEDDING: ops.embedding,
@@ -43,6 +44,8 @@ class TritonOpsProvider:
 
     def assess(self, request: OpRequest) -> Verdict:
         """Yes for what it has."""
+        if request.op is Op.ARGMAX:
+            return Yes(Tier.GENERIC)
         if request.op not in self._ops:
             return No.because("op", f"{request.op} has no kernel here; torch's own is as good")
         if request.op in _LOGIT_OPS and request.dtype is not Dtype.FLOAT32:
@@ -51,4 +54,6 @@ class TritonOpsProvider:
 
     def build(self, request: OpRequest, context: BuildContext) -> OpImpl:
         """The function; its kernel is compiled at the first launch."""
+        if request.op is Op.ARGMAX:
+            return Argmax(self._traits, context.torch_device)
         return self._ops[request.op]
