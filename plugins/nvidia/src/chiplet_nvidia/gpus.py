@@ -38,3 +38,9 @@ def _probe(index: int) -> DeviceProbe:
             "cuda": str(torch.version.cuda),
         },
     )
+
+
+def capability_of(device: DeviceProbe) -> tuple[int, int]:
+    """Compute capability, like (9, 0)."""
+    major, _, minor = device.facts["capability"].partition(".")
+    return int(major), int(minor)

@@ -23,10 +23,14 @@ def platform(device: api.DeviceProbe) -> api.Platform:
 
 @api.hookimpl
 def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
-    """Products by cuBLAS."""
-    from chiplet_nvidia.linear import CublasProvider  # noqa: PLC0415
+    """Products by cuBLAS, and with weights of four bits."""
+    if device.device_type != "cuda":
+        return []
+    from chiplet_nvidia.gpus import capability_of  # noqa: PLC0415
+    from chiplet_nvidia.linear.cublas import CublasProvider  # noqa: PLC0415
+    from chiplet_nvidia.linear.int4 import Int4Provider  # noqa: PLC0415
 
-    return [CublasProvider()] if device.device_type == "cuda" else []
+    return [CublasProvider(), Int4Provider(capability_of(device))]
 
 
 @api.hookimpl
@@ -38,4 +42,5 @@ def config_proposals(config: api.EngineConfig, device: api.DeviceProbe) -> list[
     return [
         api.Proposal("schedule.max_running_requests", 256, reason),
         api.Proposal("schedule.chunked_prefill_size", 8192, reason),
+        api.Proposal("schedule.mixed_prefill_size", 128, "rows of a tile of its products"),
     ]

@@ -1,0 +1,194 @@
+"""Linear layers whose weights have four bits and whose inputs stay as they are."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chiplet.api import (
+    Activations,
+    BuildContext,
+    Coding,
+    Dtype,
+    Feature,
+    Granularity,
+    LinearRequest,
+    LinearWeights,
+    No,
+    Tier,
+    Verdict,
+    Yes,
+)
+from chiplet_nvidia.cuda_kernels import CudaKernel, has_compiler
+from chiplet_nvidia.linear.int4_layout import TILE, UNIT, pack_codes, pack_scales
+
+_SOURCE = "int4_linear.cu"
+_GROUPS = (32, 64, 128)
+_FIRST_CAPABILITY = (8, 0)
+_MAX_ROWS = 256
+"""Above, weights are made plain and the product is cuBLAS's."""
+
+
+class PackedInt4(NamedTuple):
+    """Weights as the kernel reads them.
+
+    Attributes:
+        weight: `[N / 16, K / 64, 32, 16] uint8`.
+        scales: `[N / 16, K / GROUP, 16] int32`, with zero points in their lowest bits.
+        bias: `[N]`.
+    """
+
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the kernel is cut.
+
+    Attributes:
+        feature_tiles: of 16 output features, per block of threads.
+        row_tiles: of 8 rows, likewise.
+        warps: share the inputs.
+        depth: loads of 128 inputs on their way to each warp.
+    """
+
+    feature_tiles: int
+    row_tiles: int
+    warps: int
+    depth: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that it serves."""
+        return 8 * self.row_tiles
+
+
+_NARROW = 6144
+"""Fewer outputs leave cores idle if a block takes two tiles of them."""
+
+
+def tilings(out_features: int) -> tuple[Tiling, ...]:
+    """From few rows to many; more than the last one serves take it several times.
+
+    The best of a sweep on an H100, see benchmarks/nvidia_notes.md.
+    """
+    few = (Tiling(1, 1, 8, 4), Tiling(1, 2, 8, 2))
+    if out_features % (2 * TILE):
+        return (*few, Tiling(1, 4, 8, 2))
+    if out_features < _NARROW:
+        return (*few, Tiling(2, 4, 8, 1), Tiling(1, 4, 8, 2))
+    return (*few, Tiling(2, 4, 8, 1), Tiling(2, 8, 4, 1))
+
+
+class Int4Linear:
+    """y = x W^T + b, near the speed of reading W for a few rows."""
+
+    def __init__(self, request: LinearRequest, capability: tuple[int, int]) -> None:
+        assert request.scheme is not None
+        self._k, self._n = request.in_features, request.out_features
+        defines = {
+            "IS_BFLOAT16": int(request.dtype is Dtype.BFLOAT16),
+            "GROUP": request.scheme.group_size,
+        }
+
+        def kernel(name: str, tiling: Tiling, threads: int) -> CudaKernel:
+            cut = {
+                "FEATURE_TILES": tiling.feature_tiles,
+                "ROW_TILES": tiling.row_tiles,
+                "WARPS": tiling.warps,
+                "DEPTH": tiling.depth,
+            }
+            return CudaKernel(
+                _SOURCE, name, capability=capability, defines=defines | cut, threads=threads
+            )
+
+        cuts = tilings(self._n)
+        self._products = [(cut, kernel("int4_linear", cut, 32 * cut.warps)) for cut in cuts]
+        self._dequantize = kernel("int4_dequantize", cuts[0], 64)
+
+    def pack(self, weights: LinearWeights) -> PackedInt4:
+        """Weights in the order of the kernel."""
+        assert weights.scales is not None
+        return PackedInt4(
+            pack_codes(weights.weight),
+            pack_scales(weights.scales, weights.zero_points),
+            weights.bias,
+        )
+
+    def run(self, x: Tensor, packed: PackedInt4) -> Tensor:
+        """The product; see `chiplet.api.LinearImpl.run`."""
+        num_rows = x.shape[0]
+        if num_rows > _MAX_ROWS or num_rows == 0:
+            return F.linear(x, self._plain(packed, x.dtype), packed.bias)
+        y = torch.empty(num_rows, self._n, dtype=x.dtype, device=x.device)
+        tiling, kernel = next(
+            (each for each in self._products if num_rows <= each[0].rows), self._products[-1]
+        )
+        grid = (self._n // (TILE * tiling.feature_tiles), -(-num_rows // tiling.rows))
+        sizes = map(ctypes.c_int, (num_rows, self._k // UNIT, self._n))
+        kernel.launch(
+            grid,
+            (
+                x,
+                packed.weight,
+                packed.scales,
+                packed.bias,
+                y,
+                *sizes,
+                ctypes.c_longlong(x.stride(0)),
+            ),
+        )
+        return y
+
+    def _plain(self, packed: PackedInt4, dtype: torch.dtype) -> Tensor:
+        plain = torch.empty(self._n, self._k, dtype=dtype, device=packed.weight.device)
+        grid = (self._k // UNIT, self._n // TILE)
+        self._dequantize.launch(grid, (packed.weight, packed.scales, plain))
+        return plain
+
+
+class Int4Provider:
+    """Serves weights of four bits in groups, in 16-bit models, on GPUs since Ampere."""
+
+    name = "int4"
+    accepts = frozenset({Feature.BIAS, Feature.INT4_WEIGHTS, Feature.ZERO_POINTS})
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self._capability = capability
+
+    def assess(self, request: LinearRequest) -> Verdict:
+        """Yes for whole tiles."""
+        reason = self._refusal(request)
+        if reason is not None:
+            return No.because(*reason)
+        return Yes(Tier.TUNED, "matrix units on weights as they lie, up to 256 rows")
+
+    def _refusal(self, request: LinearRequest) -> tuple[str, str] | None:
+        scheme = request.scheme
+        if scheme is None or (scheme.coding, scheme.granularity, scheme.activations) != (
+            Coding.INT4,
+            Granularity.GROUP,
+            Activations.KEPT,
+        ):
+            return "scheme", f"weights are {scheme or 'plain'}; served: int4 in groups"
+        if scheme.group_size not in _GROUPS:
+            return "scheme", f"groups of {scheme.group_size}; served: {_GROUPS}"
+        if request.dtype is Dtype.FLOAT32:
+            return "dtype", "float32; served: bfloat16, float16"
+        if request.in_features % UNIT or request.out_features % TILE:
+            sizes = f"{request.in_features} inputs, {request.out_features} outputs"
+            return "shape", f"{sizes}; served: multiples of {UNIT} and {TILE}"
+        if self._capability < _FIRST_CAPABILITY:
+            return "device", f"capability {self._capability}; served: since {_FIRST_CAPABILITY}"
+        return None if has_compiler() else ("device", "NVRTC is not installed")
+
+    def build(self, request: LinearRequest, context: BuildContext) -> Int4Linear:
+        """Kernels for the layer's shape; compiled at their first launch."""
+        return Int4Linear(request, self._capability)
