@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from chiplet.api import No, Tier, Yes
 from chiplet.cli.main import main
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError
+from chiplet.formats.quantization.int8 import Int8Channels
 from chiplet.reference.attention import PlainAttention, ReferenceAttention
 from chiplet.testing.conformance import snapshot
 from chiplet.testing.conformance.case import Case, Refused, Skipped, Status, Subject, run_case
@@ -37,6 +39,70 @@ WRONG = [
 @pytest.fixture(scope="module")
 def context():
     return find_subjects(DeviceOptions(device="reference"))[0].context
+
+
+class WrongFormat:
+    """Core's int8, spoilt in one way."""
+
+    name = "wrong"
+
+    def __init__(self, *, before=None, after=None, wavers=False):
+        self.inner, self.before, self.after, self.wavers = Int8Channels(), before, after, wavers
+        self.num_asked = 0
+
+    def scheme(self, layer):
+        self.num_asked += 1
+        return None if self.wavers and self.num_asked % 2 else self.inner.scheme(layer)
+
+    def quantize(self, weight, scheme):
+        if self.before is not None:
+            weight = self.before(weight)
+        weights = self.inner.quantize(weight, scheme)
+        for part, spoil in (self.after or {}).items():
+            weights = replace(weights, **{part: spoil(getattr(weights, part))})
+        return weights
+
+
+WRONG_FORMATS = {
+    "takes NaN": {"before": torch.nan_to_num},
+    "draws": {"before": lambda weight: weight + torch.rand_like(weight) * 0.01},
+    "other codes": {"after": {"weight": lambda codes: codes.roll(1, dims=1)}},
+    "no canonical type": {"after": {"weight": lambda codes: codes.to(torch.int16)}},
+    "scales that overflow": {"after": {"scales": lambda scales: scales / 0}},
+    "changes the weight": {"before": lambda weight: weight.mul_(1.5)},
+    "wavers": {"wavers": True},
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FORMATS)
+def test_a_wrong_format_is_caught(context, kind):
+    checked = subject("quantization", WrongFormat(**WRONG_FORMATS[kind]), context)
+    cases = [each for each in QUICK if each.family == checked.family]
+    assert any(run_case(case, checked).status is Status.FAILED for case in cases)
+
+
+class Greedy:
+    """Takes every checkpoint for its own."""
+
+    name = "greedy"
+
+    def recognizes(self, checkpoint):
+        return True
+
+
+def test_a_format_that_takes_everything_is_caught(context):
+    checked = subject("stored format", Greedy(), context)
+    cases = [each for each in QUICK if each.family == checked.family]
+    assert {run_case(case, checked).status for case in cases} == {Status.FAILED}
+
+
+def test_every_format_of_the_installation_passes():
+    subjects = find_subjects(DeviceOptions(device="reference"))
+    formats = [each for each in subjects if each.family in ("quantization", "stored format")]
+    assert {each.name for each in formats} >= {"int8", "int4", "fp8", "awq", "gptq"}
+    outcomes = [run_case(*each) for each in pair(QUICK, formats)]
+    failed = [each for each in outcomes if each.status is Status.FAILED]
+    assert {f"{each.subject.name} {each.case.id}": each.detail for each in failed} == {}
 
 
 def subject(family, target, context):

@@ -46,7 +46,9 @@ def obey(part):
         if (ORDERS / "segfault").exists():
             (ORDERS / "segfault").unlink()
             ctypes.string_at(0)
-        raise (MemoryError if (ORDERS / "memory").exists() else RuntimeError)(part + " was told")
+        kinds = {"memory": MemoryError, "leave": SystemExit}
+        kind = next((kinds[each] for each in kinds if (ORDERS / each).exists()), RuntimeError)
+        raise kind(part + " was told")
 
 class Layout:
     # Keys of all pages first, so that pages must be converted for anybody else.
@@ -164,8 +166,8 @@ class Faulty:
     def order(self, *parts: str) -> None:
         """Fail from now on: attention, linear, ops or the device.
 
-        With 'memory' an allocation fails; with 'segfault' the process dies, once; with 'wait' the
-        start of a device does not end.
+        With 'memory' an allocation fails; with 'leave' it raises SystemExit; with 'segfault' the
+        process dies, once; with 'wait' the start of a device does not end.
         """
         for part in parts:
             (self._orders / part).touch()

@@ -128,6 +128,21 @@ def test_what_is_not_the_implementations_fault_demotes_nobody(
     assert not bench.engine.take_news()
 
 
+def test_an_implementation_that_leaves_is_demoted_and_the_engine_stays(
+    checkpoint: Path, faulty: Faulty, expected: dict[str, list[int]]
+) -> None:
+    bench = Bench(checkpoint)
+    faulty.order("leave", "attention")
+    bench.add("running", [*PREFIX, 7])
+    bench.run()
+    assert "SystemExit: attention was told" in bench.error("running")
+    (news,) = bench.engine.take_news()
+    assert "attention/global: provider faulty raised RuntimeError: SystemExit" in news.message
+    bench.add("waiting", [*PREFIX, 7])
+    bench.run()
+    assert bench.answer("waiting") == expected["waiting"]
+
+
 def test_a_pinned_implementation_stays_and_its_batches_fail(
     checkpoint: Path, faulty: Faulty, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -173,6 +173,10 @@ class Engine:
     def _fail(self, plan: StepPlan, error: BaseException) -> None:
         """End the requests of a step; lets out what was not meant for the step, like Ctrl-C."""
         self._outputs += self._scheduler.fail(plan, f"{type(error).__name__}: {error}")
+        if isinstance(error, SystemExit):
+            # An implementation that was written for a command line leaves so, and means itself.
+            left, error = error, RuntimeError(f"SystemExit: {error}")
+            error.__cause__ = left
         if not isinstance(error, Exception):
             raise error
         _log.error("Step %d failed: %s", plan.step_id, error, exc_info=error)

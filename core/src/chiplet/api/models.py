@@ -24,3 +24,6 @@ class ModelEntry:
     architectures: tuple[str, ...]
     target: str
     read_config: str = ""
+
+    def __post_init__(self) -> None:
+        assert not isinstance(self.architectures, str), "architectures are several texts, not one"

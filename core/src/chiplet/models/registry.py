@@ -66,8 +66,9 @@ def _load(target: str) -> Any:
     module_name, _, name = target.partition(":")
     try:
         return getattr(import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    # Whatever the module raises while it is imported.
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"Model target '{target}' cannot be imported: {error}.",
+            f"Model target '{target}' cannot be imported: {type(error).__name__}: {error}.",
             remedy="Mend or remove the plugin that names it.",
         ) from error

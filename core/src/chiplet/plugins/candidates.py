@@ -25,6 +25,7 @@ from chiplet.api import (
 )
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.isolation import FAULTS, fault_of_provider, fault_of_verdict
 from chiplet.plugins.manifest import normalized, serves
 from chiplet.plugins.patience import patience
 from chiplet.plugins.plugin_set import Plugin, PluginSet
@@ -64,11 +65,14 @@ class Candidate:
         try:
             with patience(f"assess of {self._label} for {operation_of(request)}"):
                 verdict = self.provider.assess(request)
-        except Exception as error:
+        except FAULTS as error:
             return No.because("raised", f"assess raised {type(error).__name__}: {error}")
         # An answer of another type is a plugin's fault and must not stop the others.
         if not isinstance(verdict, Yes | No):  # pyright: ignore[reportUnnecessaryIsInstance]
             return No.because("malformed", f"assess returned {verdict!r}, not a verdict")
+        fault = fault_of_verdict(verdict)
+        if fault:
+            return No.because("malformed", f"assess gave no verdict to be taken: {fault}")
         is_limited = isinstance(verdict, Yes) and verdict.max_tokens is not None
         if is_limited and not isinstance(request, LinearRequest | OpRequest):
             text = "assess limits max_tokens; only linear layers and operations have tables"
@@ -177,11 +181,11 @@ def _offers(
 ) -> Iterator[Candidate]:
     try:
         providers = tuple(plugin.call(family, **arguments) or ())
-        # Touched here, so that a malformed provider fails as its plugin's hook.
-        assert all(each.name and isinstance(each.accepts, frozenset) for each in providers), (
-            "a provider needs a name, and a frozenset of features that it accepts"
-        )
-    except Exception as error:
+        # Looked at here, so that a malformed provider fails as its plugin's hook.
+        fault = next(filter(None, map(fault_of_provider, providers)), "")
+        if fault:
+            raise TypeError(fault)
+    except FAULTS as error:
         text = f"Hook {family} of {plugin.distribution} raised {type(error).__name__}: {error}."
         if normalized(plugin.distribution) in explicit:
             remedy = f"Update {plugin.distribution}, or do not ask for it."

@@ -10,6 +10,7 @@ from chiplet.api import DeviceProbe, Platform
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins.host import host_facts
+from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.plugin_set import Plugin, PluginSet, ProbeResult, Quarantined
 from chiplet.plugins.probe import Probes, start_probes
 
@@ -202,7 +203,7 @@ def _named_device(result: ProbeResult, index: int, device_type: str = "reference
 def _chosen(plugin: Plugin, device: DeviceProbe, warnings: tuple[str, ...] = ()) -> ChosenDevice:
     try:
         platform: Platform | None = plugin.call("platform", device=device)
-    except Exception as error:
+    except FAULTS as error:
         raise PluginError(
             f"Plugin {plugin.distribution} cannot use {device.device_type}:{device.index}: hook "
             f"platform raised {type(error).__name__}: {error}.",

@@ -20,6 +20,7 @@ from chiplet.api import HostFacts
 from chiplet.config import DeviceOptions
 from chiplet.errors import PluginError
 from chiplet.plugins.host import host_facts
+from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.lifecycle import check_options, configure, make_context, read_options
 from chiplet.plugins.manifest import (
     Manifest,
@@ -49,12 +50,14 @@ class Candidate:
 
     Attributes:
         name: of the entry point; one of a distribution has not the name of another.
+        fault: why there is nothing to be imported; empty as a rule.
     """
 
     distribution: str
     version: str
     module: str
     name: str
+    fault: str = ""
 
 
 def discover(options: DeviceOptions) -> PluginSet:
@@ -95,17 +98,41 @@ def discover(options: DeviceOptions) -> PluginSet:
 
 def installed_candidates() -> Iterator[Candidate]:
     """Entry points of the plugin group, by distribution; the first found of a name wins."""
-    found: dict[str, Distribution] = {}
+    found: dict[str, list[Candidate]] = {}
     for distribution in _plugin_distributions():
-        found.setdefault(normalized(distribution.metadata["Name"]), distribution)
-    for _, distribution in sorted(found.items()):
-        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
-            yield Candidate(
-                distribution.metadata["Name"],
-                distribution.version,
-                entry_point.module,
-                entry_point.name,
-            )
+        entry_points = _entry_points(distribution)
+        found.setdefault(normalized(entry_points[0].distribution), entry_points)
+    for _, entry_points in sorted(found.items()):
+        yield from entry_points
+
+
+def _entry_points(distribution: Distribution) -> list[Candidate]:
+    """A plugin distribution's entry points, or one that says that its installation is damaged."""
+    name = _name_of(distribution)
+    try:
+        return [
+            Candidate(name, distribution.version, each.module, each.name)
+            for each in distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+        ] or [Candidate(name, distribution.version, "", "", "it names no entry point")]
+    # Files of an installation that was cut short hold anything; how the reader fails is its own.
+    except Exception as error:
+        fault = f"its installation is damaged ({type(error).__name__}: {error})"
+        return [Candidate(name, "of an unknown version", "", "", fault)]
+
+
+def _name_of(distribution: Distribution) -> str:
+    """The name that the distribution gives itself, or that of its folder."""
+    try:
+        name: object = distribution.metadata["Name"]
+    except Exception:
+        name = None
+    folder = _folder_of(distribution)
+    return name if isinstance(name, str) and name else folder.name.partition("-")[0] or "unknown"
+
+
+def _folder_of(distribution: Distribution) -> Path:
+    """Where the distribution's own files are; importlib has no public word for it."""
+    return Path(str(getattr(distribution, "_path", "")))
 
 
 def duplicates() -> Mapping[str, Sequence[str]]:
@@ -116,10 +143,9 @@ def duplicates() -> Mapping[str, Sequence[str]]:
             continue
         # A folder may be on the path twice: that is one installation.
         place = str(distribution.locate_file("").resolve())  # pyright: ignore[reportAttributeAccessIssue]
-        name = normalized(distribution.metadata["Name"])
-        versions.setdefault(name, {}).setdefault(
-            f"{place} {distribution.version}", distribution.version
-        )
+        name = normalized(_name_of(distribution))
+        version = str(_entry_points(distribution)[0].version)
+        versions.setdefault(name, {}).setdefault(f"{place} {version}", version)
     return {name: tuple(each.values()) for name, each in versions.items() if len(each) > 1}
 
 
@@ -130,7 +156,10 @@ def _is_of_source(distribution: Distribution) -> bool:
 
 def _plugin_distributions() -> Iterator[Distribution]:
     for distribution in distributions():
-        text = distribution.read_text("entry_points.txt")
+        try:
+            text = distribution.read_text("entry_points.txt")
+        except UnicodeDecodeError:
+            text = (_folder_of(distribution) / "entry_points.txt").read_text("utf-8", "replace")
         # Only files that mention the group are parsed: a damaged one of a stranger is no concern.
         if text is not None and f"[{ENTRY_POINT_GROUP}]" in text:
             yield distribution
@@ -146,6 +175,8 @@ def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> P
     """
     manifest: Manifest | None = None
     try:
+        if candidate.fault:
+            raise ManifestError(candidate.fault)
         manifest = read_manifest(find_manifest(candidate.module))
         place = Path(normalized(candidate.distribution), candidate.name)
         context = make_context(place, manifest, options, host)
@@ -158,8 +189,7 @@ def load(candidate: Candidate, host: HostFacts, options: Mapping[str, str]) -> P
         reason = str(error)
     except pluggy.PluginValidationError as error:
         reason = f"registration failed: {' '.join(str(error).split())}"
-    # A plugin may raise anything at import, SystemExit included.
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         reason = f"import of {candidate.module} raised {type(error).__name__}: {error}"
     else:
         return Plugin(
@@ -208,7 +238,7 @@ def _check_options(candidates: Sequence[Candidate], options: Mapping[str, str]) 
     """Refuse an option that no plugin of a distribution declares."""
     try:
         manifests = [read_manifest(find_manifest(each.module)) for each in candidates]
-    except ManifestError:
+    except FAULTS:
         return  # Loading says what is wrong, and ends the start.
     check_options(candidates[0].distribution, manifests, options)
 

@@ -18,6 +18,7 @@ import pluggy
 from chiplet.api import HostFacts, PluginContext
 from chiplet.config import did_you_mean
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.manifest import Manifest, ManifestError, normalized
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,7 @@ def configure(hooks: pluggy.HookRelay, context: PluginContext) -> None:
         return
     try:
         call_within(CONFIGURE_LIMIT_S, lambda: hooks.configure(context=context))
-    # A plugin may raise anything, SystemExit included.
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         raise ManifestError(_told("configure", error)) from error
 
 
@@ -118,7 +118,7 @@ def shut_down(told: Iterable[Told]) -> None:
             continue
         try:
             call_within(limit_s, partial(hooks.shutdown, context=context))
-        except (Exception, SystemExit) as error:
+        except FAULTS as error:
             logger.warning("Plugin %s: %s.", distribution, _told("shutdown", error))
             if isinstance(error, Hung):
                 limit_s = LATE_SHUTDOWN_LIMIT_S

@@ -19,6 +19,7 @@ from chiplet.api import (
     StoredFormat,
 )
 from chiplet.errors import PluginError
+from chiplet.plugins.isolation import FAULTS, is_text
 from chiplet.plugins.lifecycle import Told, shut_down
 from chiplet.plugins.manifest import Manifest, PluginKind, normalized
 from chiplet.plugins.patience import patience
@@ -188,7 +189,7 @@ class PluginSet:
                 wrong = [each for each in found if not _is_a(each, kind)]
                 if wrong:
                     raise TypeError(f"it returned {wrong[0]!r}")
-            except Exception as error:
+            except FAULTS as error:
                 text = (
                     f"Hook {hook} of {plugin.distribution} raised {type(error).__name__}: {error}."
                 )
@@ -215,8 +216,11 @@ class PluginSet:
 def _doctor_checks(plugin: Plugin, devices: Sequence[DeviceProbe]) -> Iterator[Check]:
     try:
         for device in devices or (None,):
-            yield from plugin.call("doctor", device=device) or ()
-    except Exception as error:
+            for each in plugin.call("doctor", device=device) or ():
+                if not (isinstance(each, Check) and is_text(each.detail)):
+                    raise TypeError(f"it returned {each!r}")
+                yield each
+    except FAULTS as error:
         yield Check(
             plugin.name,
             CheckStatus.PROBLEM,

@@ -53,7 +53,7 @@ def main(text: str) -> None:
         manager.hook.configure(context=context)
         is_told = True
         answer = msgspec.json.encode(ProbeAnswer(_probe(manager.hook, task.host)))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         failure = f"it raised {type(error).__name__}: {error}"
         answer = msgspec.json.encode(ProbeAnswer(failure=failure))
     with os.fdopen(task.answer_pipe, "wb") as pipe:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from chiplet.api import DeviceProbe, EngineConfig, Proposal
 from chiplet.config import GROUPS, check_option, option_fields
 from chiplet.errors import ConfigError, PluginError
+from chiplet.plugins.isolation import is_text
 from chiplet.plugins.manifest import normalized
 from chiplet.plugins.plugin_set import Plugin, PluginSet
 
@@ -64,6 +65,8 @@ def _proposals(
 
 def _fault(proposal: Proposal) -> str:
     """What is wrong with a proposal; empty if nothing is."""
+    if not (is_text(proposal.path) and is_text(proposal.reason)):
+        return "which is no setting, or has a reason that is no text."
     group_name, _, name = proposal.path.partition(".")
     group = GROUPS.get(group_name)
     if group is None or all(each != name for each, _ in option_fields(group)):

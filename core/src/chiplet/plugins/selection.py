@@ -46,6 +46,7 @@ from chiplet.plugins.candidates import (
 from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.device import ChosenDevice
 from chiplet.plugins.dispatch import SizedLinear, sized_op
+from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.patience import patience
 from chiplet.plugins.pins import parse_denials, parse_pins
 from chiplet.plugins.plan import Choice, SelectionPlan
@@ -336,7 +337,7 @@ class Selector:
         try:
             impl = candidate.build(contest.request, self._context)
             fault, contest.checks[name] = self._compared(contest, candidate, impl)
-        except Exception as error:
+        except FAULTS as error:
             text = f"build raised {type(error).__name__}: {error}"
             logger.warning("%s: provider %s: %s", operation, name, text)
             contest.refuse(name, No.because("build", text))

@@ -20,6 +20,7 @@ from chiplet.api import (
     OpRequest,
     Platform,
 )
+from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.selection import CheckedRequest
 from chiplet.plugins.self_check.attention import run_attention
 from chiplet.plugins.self_check.linear import run_linear
@@ -62,7 +63,7 @@ class SelfCheck:
         """What is wrong with the implementation, or an empty text. Never raises."""
         try:
             results = self._results(request, impl)
-        except Exception as error:
+        except FAULTS as error:
             return f"raised {type(error).__name__}: {error}"
         expected = self._results(request, reference)
         if len(results) != len(expected):

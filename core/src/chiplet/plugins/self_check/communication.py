@@ -9,6 +9,7 @@ from torch import Tensor
 
 from chiplet.api import CommunicationRequest, Communicator
 from chiplet.layers.context import torch_dtype
+from chiplet.plugins.isolation import FAULTS
 
 _SHAPE = (3, 5)
 
@@ -28,7 +29,7 @@ def communication_fault(
         all_of_them = all_of_them.to(dtype)
         mine = all_of_them[rank].to(device)
         results = _results(communicator, mine)
-    except Exception as error:
+    except FAULTS as error:
         communicator.close()
         return f"raised {type(error).__name__}: {error}"
     expected = {

@@ -36,7 +36,7 @@ class Subject:
     """Who is checked.
 
     Attributes:
-        family: 'attention', 'linear', 'ops', 'platform' or 'package'.
+        family: 'attention', 'linear', 'ops', 'quantization', 'platform', 'package' and so on.
         name: the word that `--use` takes; of a platform or package, its own name.
         distribution: where it comes from.
         version: of that distribution.

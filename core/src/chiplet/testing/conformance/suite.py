@@ -7,8 +7,15 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from chiplet.api import BuildContext, CommunicationProvider, Topology
+from chiplet.api import (
+    BuildContext,
+    CommunicationProvider,
+    QuantizationFormat,
+    StoredFormat,
+    Topology,
+)
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError
 from chiplet.plugins import ChosenDevice, PluginSet, choose_device, discover
@@ -17,6 +24,7 @@ from chiplet.testing.conformance.attention_cases import attention_cases
 from chiplet.testing.conformance.case import Case, Skipped, Subject
 from chiplet.testing.conformance.communication_cases import communication_cases
 from chiplet.testing.conformance.engines import EngineMaker
+from chiplet.testing.conformance.format_cases import QUANTIZATION, STORED, format_cases
 from chiplet.testing.conformance.honesty import honesty_cases
 from chiplet.testing.conformance.linear_cases import linear_cases
 from chiplet.testing.conformance.model_cases import model_cases
@@ -39,6 +47,7 @@ def all_cases(*, quick: bool = False) -> list[Case]:
         *attention_cases(),
         *replay_cases(),
         *communication_cases(),
+        *format_cases(),
         *honesty_cases(),
         *model_cases(),
     )
@@ -79,6 +88,7 @@ def find_subjects(
         for family, offered in candidates.items()
         for each in offered
     ]
+    found.extend(_formats(plugins, context))
     if provider is None:
         return (*_others(plugins, chosen, found), *found)
     named = [each for each in found if each.name == provider]
@@ -94,6 +104,24 @@ def find_subjects(
         *(each for each in others if each.distribution in distributions),
         *named,
     )
+
+
+def _formats(plugins: PluginSet, context: BuildContext) -> Iterator[Subject]:
+    """Quantization formats of all plugins; they know of no device."""
+    offers: tuple[tuple[str, str, type[Any]], ...] = (
+        (QUANTIZATION, "quantization_formats", QuantizationFormat),
+        (STORED, "stored_formats", StoredFormat),
+    )
+    for family, hook, kind in offers:
+        for plugin, target in plugins.offers(hook, kind):
+            yield Subject(
+                family=family,
+                name=target.name,
+                distribution=plugin.distribution,
+                version=plugin.version,
+                target=target,
+                context=context,
+            )
 
 
 def pair(cases: Sequence[Case], subjects: Sequence[Subject]) -> Iterator[tuple[Case, Subject]]:
