@@ -323,3 +323,32 @@ def test_a_missed_shape_is_prepared_first_and_launches_get_most_of_the_time(
     known._prepare_all()
     assert order == [whole, decode]
     assert time.monotonic() - begin_s > 2 * (0.03 + 0.1)
+
+
+def test_what_nobody_lacks_is_prepared_when_nobody_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint("llama-tied", tmp_path)
+    seen: list[ShapeBucket | str] = []
+    monkeypatch.setattr(ReferencePlatform, "buckets", lambda _, limits: few_buckets(limits))
+    monkeypatch.setattr(Executables, "_prepare_behind", lambda self: None)
+    engine, _ = start(_config(tmp_path, prepare_first=False))
+    known: Executables = engine._runner._executables
+    decode, whole = known._to_prepare
+    answers = iter(["busy", "busy", "idle"])
+
+    def prepare(_: ReferencePlatform, step: Step) -> Executable:
+        seen.append(step.bucket)
+        return ReplayedStep(step)
+
+    def is_busy(_: Executables) -> bool:
+        seen.append(next(answers, "idle"))
+        return seen[-1] == "busy"
+
+    monkeypatch.setattr(ReferencePlatform, "prepare", prepare)
+    monkeypatch.setattr(Executables, "_is_busy", is_busy)
+    monkeypatch.setattr("chiplet.runner.executables._IDLE_S", 0.0)
+    known.find(whole)
+    known._prepare_all()
+    assert seen[:2] == ["busy", whole]
+    assert seen.index("idle") < seen.index(decode)

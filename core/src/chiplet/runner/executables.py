@@ -83,7 +83,7 @@ class Executables:
         self._told: set[str] = set()
         self._remembered: dict[ShapeBucket, Executable] = {}
         self._is_retired = False
-        self._num_launches = 0
+        self._num_launches = self._num_seen = 0
         # The bucket that the last launch would have had, if it is not ready.
         self._missed: ShapeBucket | None = None
         # Whoever holds it prepares.
@@ -169,24 +169,35 @@ class Executables:
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             for bucket in progress.track(self._to_prepare, description="Preparing step shapes"):
-                for each in (self._missed, bucket):
-                    if self._is_retired:
-                        return
-                    if each is not None:
-                        self._prepare_beside_launches(each)
+                if not self._is_compiled:
+                    self._prepare_missed()
+                if self._is_retired:
+                    return
+                self._prepare_beside_launches(bucket)
         _log.info("%d of %d step shapes are ready", len(self._ready), len(self._to_prepare))
+
+    def _prepare_missed(self) -> None:
+        """While requests run, prepare what they lack; all else waits until they are done."""
+        while self._is_busy() and not self._is_retired:
+            missed, self._missed = self._missed, None
+            if missed is None:
+                time.sleep(_IDLE_S)
+            else:
+                self._prepare_beside_launches(missed)
+
+    def _is_busy(self) -> bool:
+        """Whether there were launches since this was last asked."""
+        before, self._num_seen = self._num_seen, self._num_launches
+        return before != self._num_seen
 
     def _prepare_beside_launches(self, bucket: ShapeBucket) -> None:
         """Prepare, then leave the device to launches for so long as they are to have it."""
-        start_s, num_launches = time.monotonic(), self._num_launches
+        start_s = time.monotonic()
         self._prepare(bucket)
         took_s = time.monotonic() - start_s
         time.sleep(_PAUSE_S)
         until_s = time.monotonic() + took_s * (1 / _SHARE_BESIDE_LAUNCHES - 1)
-        while self._num_launches != num_launches and time.monotonic() < until_s:
-            num_launches = self._num_launches
-            if self._is_retired:
-                return
+        while self._is_busy() and time.monotonic() < until_s and not self._is_retired:
             time.sleep(_IDLE_S)
 
     @torch.inference_mode()

@@ -92,15 +92,15 @@ class Sampler:
         if Sampling.PENALTIES in sampling:
             logits = self._penalize(
                 logits,
-                state.is_in_prompt[slots],
-                state.output_counts[slots],
+                state.is_in_prompt.index_select(0, slots),
+                state.output_counts.index_select(0, slots),
                 repetition,
                 presence,
                 frequency,
             )
         if Sampling.BIAS in sampling:
-            is_barred = state.is_end[slots] & (barred > 0).unsqueeze(1)
-            logits = (logits + state.bias[slots]).masked_fill(is_barred, -torch.inf)
+            is_barred = state.is_end.index_select(0, slots) & (barred > 0).unsqueeze(1)
+            logits = (logits + state.bias.index_select(0, slots)).masked_fill(is_barred, -torch.inf)
         if Sampling.DRAW not in sampling:
             return self._argmax(logits)
         has_filters = Sampling.FILTERS in sampling

@@ -74,3 +74,20 @@ static void silu_mul_rows(const SiluMulArgs& a, int64_t begin, int64_t end) {
 static void silu_mul(Dtype dtype, const SiluMulArgs& a, int64_t begin, int64_t end) {
   CHIPLET_DISPATCH(dtype, T, silu_mul_rows<T>(a, begin, end))
 }
+
+// Plain C++, of which the compiler makes vectors: three types of one width each.
+static void penalize(const PenalizeArgs& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* logits = a.logits + row * a.stride;
+    const uint8_t* is_in_prompt = a.is_in_prompt + row * a.prompt_stride;
+    const int32_t* counts = a.counts + row * a.counts_stride;
+    float* out = a.out + row * a.width;
+    float repetition = a.repetition[row], presence = a.presence[row], frequency = a.frequency[row];
+    for (int64_t i = 0; i < a.width; ++i) {
+      float x = logits[i], repeated = x > 0 ? x / repetition : x * repetition;
+      bool is_in_output = counts[i] > 0;
+      x = is_in_output || is_in_prompt[i] ? repeated : x;
+      out[i] = x - (is_in_output ? presence : 0) - frequency * (float)counts[i];
+    }
+  }
+}

@@ -64,6 +64,17 @@ void sample(void* logits, int64_t stride, int64_t rows, int64_t vocab, void* tem
   pool::for_ranges(rows, 1, [&](int64_t begin, int64_t end) { kernels().sample(a, begin, end); });
 }
 
+void penalize(void* logits, int64_t stride, void* is_in_prompt, int64_t prompt_stride, void* counts,
+              int64_t counts_stride, void* repetition, void* presence, void* frequency,
+              int64_t rows, int64_t width, void* out) {
+  PenalizeArgs a{(float*)logits,   (uint8_t*)is_in_prompt, (int32_t*)counts, (float*)repetition,
+                 (float*)presence, (float*)frequency,      (float*)out,      stride,
+                 prompt_stride,    counts_stride,          width};
+  pool::for_ranges(rows, row_grain(13 * width), [&](int64_t begin, int64_t end) {
+    kernels().penalize(a, begin, end);
+  });
+}
+
 void argmax(int64_t dtype, void* x, int64_t stride, int64_t rows, int64_t width, void* out) {
   ArgmaxArgs a{x, (int32_t*)out, stride, width};
   pool::for_ranges(rows, row_grain(2 * width), [&](int64_t begin, int64_t end) {
@@ -183,6 +194,7 @@ PyMethodDef g_methods[] = {
     binding::kernel<rotary>("rotary"),
     binding::kernel<silu_mul>("silu_mul"),
     binding::kernel<sample>("sample"),
+    binding::kernel<penalize>("penalize"),
     binding::kernel<argmax>("argmax"),
     binding::kernel<take_rows>("take_rows"),
     binding::kernel<feed>("feed"),

@@ -34,6 +34,15 @@ struct SampleArgs {
   bool has_filters;
 };
 
+struct PenalizeArgs {
+  const float* logits;  // [rows, width]
+  const uint8_t* is_in_prompt;
+  const int32_t* counts;
+  const float *repetition, *presence, *frequency;
+  float* out;  // [rows, width], contiguous
+  int64_t stride, prompt_stride, counts_stride, width;
+};
+
 struct ArgmaxArgs {
   const void* x;
   int32_t* out;  // [rows]
@@ -180,6 +189,7 @@ struct Kernels {
                      int64_t end);  // panels
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*join_parts)(const AttentionArgs&, const AttentionJoin*, int64_t begin, int64_t end);
+  void (*penalize)(const PenalizeArgs&, int64_t begin, int64_t end);
   void (*argmax)(Dtype, const ArgmaxArgs&, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);
 };

@@ -114,6 +114,39 @@ def _make_embedding(code: int) -> OpImpl:
     return embedding
 
 
+def _make_penalize(code: int) -> OpImpl:
+    kernel = native.library.penalize
+
+    def penalize(
+        logits: Tensor,
+        is_in_prompt: Tensor,
+        output_counts: Tensor,
+        repetition: Tensor,
+        presence: Tensor,
+        frequency: Tensor,
+    ) -> Tensor:
+        """Penalties for tokens that have occurred; see `chiplet.api.ops.Penalize`."""
+        rows, vocab = logits.shape
+        out = torch.empty((rows, vocab), dtype=torch.float32)
+        kernel(
+            logits.data_ptr(),
+            logits.stride(0),
+            is_in_prompt.data_ptr(),
+            is_in_prompt.stride(0),
+            output_counts.data_ptr(),
+            output_counts.stride(0),
+            repetition.data_ptr(),
+            presence.data_ptr(),
+            frequency.data_ptr(),
+            rows,
+            vocab,
+            out.data_ptr(),
+        )
+        return out
+
+    return penalize
+
+
 def _make_argmax(code: int) -> OpImpl:
     kernel = native.library.argmax
 
@@ -168,8 +201,12 @@ _MAKERS: dict[Op, Callable[[int], OpImpl]] = {
     Op.ADD_RMS_NORM: _make_add_rms_norm,
     Op.ROTARY: _make_rotary,
     Op.SILU_MUL: _make_silu_mul,
+    Op.PENALIZE: _make_penalize,
     Op.SAMPLE: _make_sample,
 }
+
+
+_FLOAT32_ONLY = frozenset({Op.PENALIZE, Op.SAMPLE})
 
 
 class NativeOpsProvider:
@@ -184,8 +221,8 @@ class NativeOpsProvider:
             return No.because("build", native.explanation(), native.remedy())
         if request.op not in _MAKERS:
             return No.because("op", "the reference is as good")
-        if request.op is Op.SAMPLE and request.dtype is not Dtype.FLOAT32:
-            return No.because("dtype", f"{request.dtype}; samples from float32")
+        if request.op in _FLOAT32_ONLY and request.dtype is not Dtype.FLOAT32:
+            return No.because("dtype", f"{request.dtype}; logits are float32 there")
         return Yes(Tier.VENDOR, native.instruction_set())
 
     def build(self, request: OpRequest, context: BuildContext) -> OpImpl:
