@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from chiplet.api import Activations, Coding, Feature, Granularity, No, Op, Tier, Yes
+from chiplet.api import Activations, Coding, Feature, Granularity, No, Op, Part, Tier, Yes
 from chiplet.reference.attention import CanonicalLayout, PlainAttention
 from chiplet.reference.communication import PlainCommunicator
 from chiplet.reference.linear import DequantizingLinear, PlainLinear
@@ -209,6 +209,11 @@ ATTENTION = {
     "page_bytes lies": Wrong(LyingPages, "page_bytes and shape disagree"),
     "layout swaps keys and values": Wrong(SwappedPages, "pages changed on the way|differs"),
     "says Yes and cannot": Wrong(raising, "raised RuntimeError: no kernel"),
+    "takes the tokens of others for its own": Wrong(
+        PlainAttention,
+        "the reference for the rest, mixed.*",
+        lambda request: Yes(Tier.GENERIC, part=Part.PROMPTS),
+    ),
     "assess is impure": Wrong(PlainAttention, "assess is not pure", impure),
     "No without text": Wrong(
         PlainAttention, "without a reason", lambda request: No.because("no", "")

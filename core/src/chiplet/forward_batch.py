@@ -46,7 +46,9 @@ class ForwardBatch:
         positions: `[num_tokens] int32`, position of each token in its request.
         kv_rows: `[num_tokens] int32`, where a token's keys and values go: page id * page size
             + offset in the page. Offsets of elements may need 64 bits: widen before multiplying.
-        query_starts: `[num_requests + 1] int32`, first token of each request, and the end.
+        query_starts: `[num_requests + 1] int32`, first token of each request, and the end. The
+            first is 0, but for an implementation that speaks for prompts alone; see
+            `chiplet.api.Part`.
         kv_lengths: `[num_requests] int32`, tokens a request has in the cache after this pass.
         page_table: `[num_requests, max_pages] int32`, pages of each request in order; entries
             past its last page are ids of pages that must not be used as its KV.

@@ -73,7 +73,7 @@ from chiplet.api.quantization import (
 )
 from chiplet.api.reference import Reference
 from chiplet.api.stored import StoredCheckpoint, StoredFormat, StoredMatrix, StoredTensor
-from chiplet.api.verdicts import No, Numerics, Reason, Tier, Verdict, Yes
+from chiplet.api.verdicts import No, Numerics, Part, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
 from chiplet.errors import ConfigError, ModelError
@@ -141,6 +141,7 @@ __all__ = [
     "OpProvider",
     "OpRequest",
     "Packed",
+    "Part",
     "PlanStorage",
     "Platform",
     "PluginContext",

@@ -25,6 +25,21 @@ class Numerics(StrEnum):
     """Linear: activations are rounded to eight bits, in groups of at most 32 with a scale each."""
 
 
+class Part(StrEnum):
+    """What part of the steps an attention provider's verdict speaks for."""
+
+    ALL = "all"
+    """Everything."""
+    PROMPTS = "prompts"
+    """Requests behind the first `num_decodes`, where `ForwardBatch.lengths_host` is there. All else
+    goes to another provider that works on one of the same layouts.
+
+    `plan` then gets a batch of these requests, `num_decodes` being 0, in which the tokens of the
+    others come first: `query_starts[0]` of them. `run` gets all tokens, may write the keys and
+    values of all, and may return anything for those of the others. The implementation must compute
+    every other batch with lengths on the host all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why a provider refuses.
@@ -55,6 +70,7 @@ class Yes:
         estimate_us: what a call takes in the provider's own opinion, in microseconds, by number
             of tokens; autotune does not measure who expects to be several times slower than
             another. None if it has no opinion.
+        part: the score speaks for this part of the steps; attention only.
     """
 
     score: int
@@ -62,6 +78,7 @@ class Yes:
     max_tokens: int | None = None
     numerics: Numerics = Numerics.EXACT
     estimate_us: Mapping[int, float] | None = None
+    part: Part = Part.ALL
 
     def __post_init__(self) -> None:
         assert self.max_tokens is None or self.max_tokens >= 1, "max_tokens is 1 or more, or None"

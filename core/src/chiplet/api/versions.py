@@ -11,7 +11,7 @@ from __future__ import annotations
 
 INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "platform": (1, 0),
-    "attention": (1, 0),
+    "attention": (1, 1),
     "linear": (1, 0),
     "ops": (1, 0),
     "communication": (1, 0),

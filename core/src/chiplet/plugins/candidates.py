@@ -17,6 +17,7 @@ from chiplet.api import (
     MoeRequest,
     No,
     OpRequest,
+    Part,
     Platform,
     Provider,
     Topology,
@@ -76,6 +77,10 @@ class Candidate:
         is_limited = isinstance(verdict, Yes) and verdict.max_tokens is not None
         if is_limited and not isinstance(request, LinearRequest | OpRequest):
             text = "assess limits max_tokens; only linear layers and operations have tables"
+            return No.because("malformed", text)
+        is_part = isinstance(verdict, Yes) and verdict.part is not Part.ALL
+        if is_part and (not isinstance(request, AttentionRequest) or request.has_sinks):
+            text = "assess speaks for a part; only attention without sinks has parts"
             return No.because("malformed", text)
         return verdict
 

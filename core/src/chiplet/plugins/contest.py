@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiplet.api import No, Verdict, Yes
+from chiplet.api import No, Part, Verdict, Yes
 from chiplet.errors import PluginError
 from chiplet.plugins.candidates import Candidate, Request, operation_of, summary_of
 from chiplet.plugins.plan import Rejection, Server
@@ -17,7 +17,7 @@ _FAILURES = ("raised", "malformed", "build", "self-check")
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A candidate that serves calls of some sizes.
+    """A candidate that serves calls of some sizes, or a part of the steps.
 
     Attributes:
         max_tokens: calls of at most so many tokens that no seat before it serves; None for all
@@ -27,6 +27,11 @@ class Seat:
     candidate: Candidate
     verdict: Yes
     max_tokens: int | None = None
+
+    @property
+    def part(self) -> Part:
+        """Part of the steps that it serves; all that is left for the last seat of a table."""
+        return self.verdict.part
 
     def server(self) -> Server:
         """As a plan shows it."""
@@ -38,6 +43,7 @@ class Seat:
             note=self.verdict.note,
             max_tokens=self.max_tokens,
             numerics=self.verdict.numerics,
+            part=self.part,
         )
 
 
@@ -67,10 +73,14 @@ class Contest:
 
     def willing(self) -> list[tuple[Candidate, Yes]]:
         """Candidates that may serve, best first; only the pinned one if there is a pin."""
+        return [each for each in self._offers() if self.pin in (None, each[0].name)]
+
+    def _offers(self) -> list[tuple[Candidate, Yes]]:
+        """Candidates that may serve, whatever is pinned, best first."""
         found = [
             (candidate, verdict)
             for candidate, verdict in self.verdicts.values()
-            if isinstance(verdict, Yes) and self.pin in (None, candidate.name)
+            if isinstance(verdict, Yes)
         ]
         # Sorting is stable: of equal scores, the one found first stays first.
         return sorted(found, key=lambda pair: -pair[1].score)
@@ -82,11 +92,14 @@ class Contest:
     def seats_by_score(self) -> tuple[Seat, ...]:
         """A table in which every size of call goes to the best score; empty if nobody serves.
 
-        A pinned candidate serves all sizes: the user's word stands above its own.
+        A pinned candidate serves all sizes: the user's word stands above its own. If it serves a
+        part of the steps, the best of the others serves the rest.
         """
         willing = self.willing()
         if self.pin is not None:
-            return tuple(Seat(*each) for each in willing[:1])
+            whole = _of_all_parts(willing) or _of_all_parts(self._offers())
+            return self.with_part(tuple(Seat(*each) for each in whole[:1])) if willing else ()
+        willing = _of_all_parts(willing)
         bounds = sorted({each.max_tokens for _, each in willing if each.max_tokens is not None})
         seats: list[Seat] = []
         for bound in (*bounds, None):
@@ -95,7 +108,14 @@ class Contest:
                 seats.append(Seat(*best, bound))
         if not seats or seats[-1].max_tokens is not None:
             return ()
-        return merged(seats)
+        return self.with_part(merged(seats))
+
+    def with_part(self, seats: tuple[Seat, ...]) -> tuple[Seat, ...]:
+        """The table with the best score before it, if that speaks for a part of the steps only."""
+        best = self.willing()[:1]
+        if not seats or not best or best[0][1].part is Part.ALL:
+            return seats
+        return (Seat(*best[0]), *seats)
 
     def rejections(self, seats: Sequence[Seat]) -> tuple[Rejection, ...]:
         """Why each of the others does not serve."""
@@ -154,6 +174,10 @@ def _reaches(verdict: Yes, bound: int | None) -> bool:
     if verdict.max_tokens is None:
         return True
     return bound is not None and bound <= verdict.max_tokens
+
+
+def _of_all_parts(offers: Sequence[tuple[Candidate, Yes]]) -> list[tuple[Candidate, Yes]]:
+    return [each for each in offers if each[1].part is Part.ALL]
 
 
 def _texts(verdict: No) -> tuple[str, ...]:

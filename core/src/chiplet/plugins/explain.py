@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chiplet.api import Numerics
+from chiplet.api import Numerics, Part
 from chiplet.plugins.plan import Choice, SelectionPlan, Server
 
 
@@ -40,16 +40,25 @@ def _name(server: Server) -> str:
 def _standing(choice: Choice) -> str:
     basis = {"pin": ", pinned", "plan file": ", by plan file", "measured": ", measured"}
     server = choice.server
-    note = f"  {server.note}" if server.note else ""
+    note = _note(server)
     rounding = "" if server.numerics is Numerics.EXACT else f", {server.numerics}"
     return f"{server.tier} {server.score}{basis.get(choice.basis, '')}{note}{rounding}"
+
+
+def _note(server: Server) -> str:
+    return f"  {server.note}" if server.note else ""
 
 
 def _table(choice: Choice) -> Iterator[str]:
     if len(choice.servers) == 1:
         return
     first = 1
+    is_parted = choice.servers[0].part is not Part.ALL
     for each in choice.servers:
+        if is_parted:
+            part = "all else" if each.part is Part.ALL else each.part
+            yield f"   {part}: {_name(each)}, {each.tier} {each.score}{_note(each)}"
+            continue
         sizes = f"{first} to {each.max_tokens}" if each.max_tokens else f"{first} and more"
         yield f"   {sizes} tokens: {_name(each)}, {each.tier} {each.score}"
         first = (each.max_tokens or 0) + 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chiplet.api import Numerics, Tier
+from chiplet.api import Numerics, Part, Tier
 from chiplet.plugins.request_key import digest
 
 
@@ -39,6 +39,7 @@ class Server:
             for all that are left.
         note: what it says of itself.
         numerics: what it computes beside the formula; see `chiplet.api.Numerics`.
+        part: of the steps that it serves; see `chiplet.api.Part`.
     """
 
     provider: str
@@ -48,6 +49,7 @@ class Server:
     note: str = ""
     max_tokens: int | None = None
     numerics: Numerics = Numerics.EXACT
+    part: Part = Part.ALL
 
     @property
     def tier(self) -> str:
@@ -64,7 +66,8 @@ class Choice:
         request: the request in a few words, like '576 -> 960 bfloat16'.
         key: the whole request; see `request_key`.
         num_uses: how often layers asked for it.
-        servers: a table by size of the call, small ones first; mostly one that serves all.
+        servers: a table by size of the call, small ones first, or who serves a part of the steps
+            before who serves the rest; mostly one that serves all.
         is_pinned: the user chose it.
         basis: what decided, like 'score', 'pin', 'plan file' or 'measured'.
         check: outcome of the comparison with the reference at start, like 'equal' or 'not run'.
@@ -142,7 +145,12 @@ class SelectionPlan:
 
 
 def _identities(servers: tuple[Server, ...]) -> list[list[object]]:
-    return [[each.provider, each.distribution, each.version, each.max_tokens] for each in servers]
+    found: list[list[object]] = []
+    for each in servers:
+        found.append([each.provider, each.distribution, each.version, each.max_tokens])
+        if each.part is not Part.ALL:
+            found[-1].append(each.part)
+    return found
 
 
 def _choice_json(choice: Choice) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from chiplet.api import No, Yes
+from chiplet.api import No, Part, Yes
 from chiplet.errors import ConfigError
 from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.plan import SelectionPlan
@@ -32,6 +32,7 @@ class LockedServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     distribution: str
     version: str
     max_tokens: int | None = None
+    part: Part = Part.ALL
 
 
 class LockedChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,7 +77,7 @@ def plan_file(plan: SelectionPlan) -> PlanFile:
                 each.request,
                 each.key,
                 [
-                    LockedServer(s.provider, s.distribution, s.version, s.max_tokens)
+                    LockedServer(s.provider, s.distribution, s.version, s.max_tokens, s.part)
                     for s in each.servers
                 ],
             )
@@ -221,4 +222,6 @@ def _seat(contest: Contest, server: LockedServer) -> tuple[Seat | None, str]:
         # What the user or a fault denies is denied whatever the file says.
         return None, "" if is_denied else f"file {name}, which refuses: {reason}"
     assert isinstance(verdict, Yes)
+    if verdict.part is not server.part:
+        return None, f"file {name} for {server.part}, which is for {verdict.part} here"
     return Seat(candidate, verdict, server.max_tokens), ""

@@ -47,6 +47,7 @@ from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.device import ChosenDevice
 from chiplet.plugins.dispatch import SizedLinear, sized_op
 from chiplet.plugins.isolation import FAULTS
+from chiplet.plugins.parts import common_layouts, parted_attention
 from chiplet.plugins.patience import patience
 from chiplet.plugins.pins import parse_denials, parse_pins
 from chiplet.plugins.plan import Choice, SelectionPlan
@@ -296,12 +297,18 @@ class Selector:
             basis, seats = self._seats(contest)
             if not seats:
                 raise contest.refusal()
-            if all(self._is_sound(contest, seat.candidate) for seat in seats):
+            is_sound = all(self._is_sound(contest, seat.candidate) for seat in seats)
+            if is_sound and _share_layouts(contest, seats):
                 break
-        if contest.pin is None and any(seat.candidate.plugin.is_core for seat in seats):
+        if any(s.candidate.plugin.is_core and s.candidate.name != contest.pin for s in seats):
             self._mind_reference(contest.operation)
         parts = tuple(
-            Bound(request, seat, contest.impls[seat.candidate.name], contest.pin is not None)
+            Bound(
+                request,
+                seat,
+                contest.impls[seat.candidate.name],
+                seat.candidate.name == contest.pin,
+            )
             for seat in seats
         )
         return _Binding(_joined(request, parts), _choice(contest, seats, basis), parts)
@@ -326,7 +333,7 @@ class Selector:
         if self._tuner is not None:
             measured = self._tuner.seats(contest, lambda each: self._is_sound(contest, each))
             if measured is not None:
-                return "measured", measured
+                return "measured", contest.with_part(measured)
         return "score", contest.seats_by_score()
 
     def _is_sound(self, contest: Contest, candidate: Candidate) -> bool:
@@ -415,8 +422,21 @@ def _joined(request: Request, parts: tuple[Bound, ...]) -> Any:
     """One implementation of all parts."""
     if len(parts) == 1:
         return parts[0].impl
+    if isinstance(request, AttentionRequest):
+        return parted_attention(*(part.impl for part in parts))
     rows = [(part.seat.max_tokens, part.impl) for part in parts]
     return SizedLinear(rows) if isinstance(request, LinearRequest) else sized_op(rows)
+
+
+def _share_layouts(contest: Contest, seats: tuple[Seat, ...]) -> bool:
+    """Whether all can work on the same pages; if not, who serves a part is refused."""
+    if len(seats) == 1 or not isinstance(contest.request, AttentionRequest):
+        return True
+    if common_layouts(*(contest.impls[seat.candidate.name] for seat in seats)):
+        return True
+    text = f"no KV layout in common with {seats[-1].candidate.name}, which serves the rest"
+    contest.refuse(seats[0].candidate.name, No.because("layout", text))
+    return False
 
 
 def _choice(contest: Contest, seats: tuple[Seat, ...], basis: str) -> Choice:

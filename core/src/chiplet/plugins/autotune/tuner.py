@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any, Protocol
 
-from chiplet.api import AttentionRequest, LinearRequest, Yes
+from chiplet.api import AttentionRequest, LinearRequest, Part, Yes
 from chiplet.plugins.autotune.cache import MeasurementCache, Timings
 from chiplet.plugins.candidates import Candidate
 from chiplet.plugins.contest import Contest, Seat, merged
@@ -112,11 +112,16 @@ class Tuner:
             _log.info("Measured %d implementations in %.1f s.", self._num_measured, self._spent_s)
 
     def _rivals(self, contest: Contest) -> list[tuple[Candidate, Yes]]:
-        """The best by score, without core's reference and without who expects to be slow.
+        """The best by score, without core's reference, without who serves a part of the steps only
+        and without who expects to be slow.
 
         All compute what the best score does: speed is no reason to round otherwise.
         """
-        willing = [each for each in contest.willing() if not each[0].plugin.is_core]
+        willing = [
+            (candidate, verdict)
+            for candidate, verdict in contest.willing()
+            if not candidate.plugin.is_core and verdict.part is Part.ALL
+        ]
         willing = [each for each in willing if each[1].numerics is willing[0][1].numerics]
         estimates = [
             _mean(verdict.estimate_us.values()) for _, verdict in willing if verdict.estimate_us

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -14,8 +15,11 @@ from chiplet.api import (
     BuildContext,
     KvLayout,
     KvSpec,
+    Part,
+    Yes,
 )
 from chiplet.layers.context import cache_dtype
+from chiplet.plugins.parts import common_layouts, parted_attention
 from chiplet.reference.attention import CanonicalLayout, PlainAttention
 from chiplet.testing.conformance.attention_inputs import (
     AttentionCase,
@@ -69,7 +73,8 @@ def check_attention(
     """Whether the provider serves the request; if it does, result and cache are compared.
 
     Pages are scattered, the cache is NaN wherever no token was written, and every buffer lies
-    between guards.
+    between guards. A provider that speaks for a part of the steps is checked alone, and with the
+    reference for the rest.
 
     Args:
         provider: what is checked.
@@ -85,9 +90,8 @@ def check_attention(
     if not is_served(provider, request):
         return False
     inputs, exact, plain, plain_cache = expected(request, case, score_scale)
-    impl = provider.build(request, context)
-    for layout in impl.layouts():
-        what = f"{provider.name}, layout {layout.name}, {case.name}"
+    for impl, layout, what in _ways(provider, request, context):
+        what = f"{provider.name}, {what}, {case.name}"
         canonical = inputs.canonical
         for each in ("once", "again"):  # a second run finds its own tokens in the cache
             placed = PlacedTensors(inputs, placement, context.torch_device)
@@ -103,6 +107,20 @@ def check_attention(
             canonical = kv.canonical()
             assert_same_cache(canonical, plain_cache, what)
     return True
+
+
+def _ways(
+    provider: AttentionProvider, request: AttentionRequest, context: BuildContext
+) -> Iterator[tuple[AttentionImpl, KvLayout, str]]:
+    """The implementation on each of its layouts, then with the reference beside it."""
+    impl = provider.build(request, context)
+    for layout in impl.layouts():
+        yield impl, layout, f"layout {layout.name}"
+    verdict = provider.assess(request)
+    rest = PlainAttention(request)
+    if isinstance(verdict, Yes) and verdict.part is not Part.ALL and common_layouts(impl, rest):
+        parted = parted_attention(impl, rest)
+        yield parted, parted.layouts()[0], "the reference for the rest"
 
 
 def check_far_pages(
