@@ -22,6 +22,16 @@ def platform(device: api.DeviceProbe) -> api.Platform:
 
 
 @api.hookimpl
+def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
+    """Prompts by FlashInfer, where it is installed."""
+    if device.device_type != "cuda":
+        return []
+    from chiplet_nvidia.attention.flashinfer import FlashInferProvider  # noqa: PLC0415
+
+    return [FlashInferProvider(device)]
+
+
+@api.hookimpl
 def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
     """Products by cuBLAS, and with weights of four bits."""
     if device.device_type != "cuda":
