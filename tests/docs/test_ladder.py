@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,17 @@ from chiplet.testing.formats import check_quantization_format
 from chiplet.worker import explain
 
 LADDER = Path(__file__).parents[2] / "docs" / "plugins"
-STEPS = ("op", "gemm", "attention", "communication", "platform", "quantization", "stored", "model")
+STEPS = (
+    "op",
+    "gemm",
+    "experts",
+    "attention",
+    "communication",
+    "platform",
+    "quantization",
+    "stored",
+    "model",
+)
 BLOCK = re.compile(r"(?:^`([\w./-]+)`\n\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -97,11 +109,37 @@ def test_every_page_is_a_step() -> None:
     assert {path.stem for path in LADDER.glob("*.md")} == set(STEPS)
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_a_wheel_of_the_page_holds_its_manifest(step: str) -> None:
+    files = read(step).files
+    manifest = next(each for each in files if each.endswith("/chiplet_plugin.toml"))
+    package, _, name = manifest.partition("/")
+    tables = tomllib.loads(files["pyproject.toml"])["tool"]["setuptools"]
+    assert tables == {"package-data": {package: [name]}}
+
+
+@pytest.mark.parametrize("page", ["op"], indirect=True)
+def test_a_page_is_built_as_it_stands(page: Page, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="builds without a network")
+    source = tmp_path / "source"
+    for path, text in page.files.items():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text(text)
+    (source / "acme_norm" / "__init__.py").touch()
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, str(source), "-w", str(tmp_path / "wheels")], check=True)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    with zipfile.ZipFile(wheel) as built:
+        names = built.namelist()
+    assert {"acme_norm/plugin.py", "acme_norm/norm.py", "acme_norm/chiplet_plugin.toml"} <= {*names}
+
+
 @pytest.mark.parametrize(
     ("page", "provider", "every", "at_least"),
     [
         ("op", "acme-norm", 1, 5),
         ("gemm", "acme", 2, 10),
+        ("experts", "acme-experts", 2, 25),
         ("attention", "acme-attention", 3, 25),
         ("communication", "acme-files", 1, 25),
     ],

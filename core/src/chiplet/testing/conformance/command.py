@@ -64,7 +64,7 @@ def _hold(subjects: Sequence[Subject], options: ConformanceOptions) -> int:
     done = _run(subjects, options)
     outcomes = done.outcomes
     report = Report(
-        device=next((each.name for each in subjects if each.family == "platform"), "any"),
+        device=next(each.engines.chosen.label for each in subjects if each.engines is not None),
         tier="quick" if options.quick else "full",
         outcomes=outcomes,
         num_planned=done.num_planned,
