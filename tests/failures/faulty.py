@@ -24,6 +24,7 @@ platform = ">=1.0,<2"
 PROVIDER = """
 import ctypes
 import os
+import signal
 from pathlib import Path
 from chiplet.api import *
 
@@ -114,6 +115,10 @@ def linear(device):
 
 @hookimpl
 def ops(device):
+    if (ORDERS / "deaf").exists():
+        # As libraries do that want to be told the end themselves.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
     return [Norms(faulty_op)]
 """
 
@@ -167,7 +172,8 @@ class Faulty:
         """Fail from now on: attention, linear, ops or the device.
 
         With 'memory' an allocation fails; with 'leave' it raises SystemExit; with 'segfault' the
-        process dies, once; with 'wait' the start of a device does not end.
+        process dies, once; with 'wait' the start of a device does not end; with 'deaf' the process
+        takes no notice of SIGTERM.
         """
         for part in parts:
             (self._orders / part).touch()

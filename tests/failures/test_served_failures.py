@@ -43,7 +43,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(plugins: Faulty, model: Path) -> Iterator[ServerProcess]:
-    """A server on a brittle device, with a faulty provider."""
+    """A server on a brittle device, with a faulty provider that takes signals for itself."""
+    plugins.order("deaf")
     process = start(plugins, model)
     try:
         with watched(process) as running:

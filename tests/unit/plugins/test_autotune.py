@@ -84,6 +84,23 @@ def test_a_little_faster_is_noise(tuned):
     assert only_choice(selector).basis == "measured"
 
 
+def test_who_was_disturbed_once_does_not_lose_for_it(tuned):
+    watch = Watch(best={1: 10.0, 64: 10.0}, next={1: 12.0, 64: 12.0})
+    quiet, watch.times = watch.times, {**watch.times, "best": {1: 50.0, 64: 70.0}}
+
+    def measure(request, impl, num_tokens):
+        if ("next", 64) in watch.asked:
+            watch.times = quiet
+        return Watch.measure(watch, request, impl, num_tokens)
+
+    watch.measure = measure
+    selector, _ = tuned(watch, BEST, NEXT)
+    assert selector.linear(LINEAR).name == "best"
+    assert only_choice(selector).timings_us == {"best": quiet["best"], "next": quiet["next"]}
+    order = [name for name, _ in watch.asked]
+    assert order == ["best", "best", "next", "next"] * 2
+
+
 def test_rows_of_a_table_are_measured_each(tuned):
     small = offer("small", Yes(Tier.VENDOR + 1, max_tokens=8))
     watch = Watch(small={1: 1.0, 64: 500.0}, best={1: 9.0, 64: 9.0})

@@ -141,6 +141,8 @@ def run_engine(start: StartEngine) -> int:
     try:
         with termination.raising():
             engine, ready = start(settings.config)
+        # Again, since libraries of vendors take the signal for themselves when they are loaded.
+        termination.watch()
         sockets.server.send(ready)
         seeds = random.Random(settings.config.schedule.random_seed)
         EngineLoop(engine, sockets, ready.limits, seeds, termination).run()
