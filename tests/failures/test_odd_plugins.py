@@ -56,6 +56,17 @@ class Odd(Provider):
         "class Odd(Provider):\n    def assess(self, request): return Yes(float('nan'))\n"
     ),
     "a score in words": "class Odd(Provider):\n    def assess(self, request): return Yes('best')\n",
+    "a part in words": (
+        "class Odd(Provider):\n    def assess(self, request): return Yes(500, part='prompts')\n"
+    ),
+    "a part without layouts": """
+class Odd(Provider):
+    def assess(self, request): return Yes(500, part=Part.PROMPTS)
+    def build(self, request, context):
+        impl = context.reference(request)
+        impl.layouts = lambda: exit(3)
+        return impl
+""",
     "no reasons": "class Odd(Provider):\n    def assess(self, request): return No(())\n",
     "a reason that is no text": (
         "class Odd(Provider):\n    def assess(self, request): return No.because('x', None)\n"

@@ -13,6 +13,7 @@ import torch
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    CheckStatus,
     DeviceProbe,
     DoneEvent,
     Dtype,
@@ -154,6 +155,24 @@ def test_what_is_refused(installed, capability, changes, code):
 def test_it_is_offered_to_gpus_alone():
     assert [each.name for each in plugin.attention(device=device())] == ["flashinfer"]
     assert plugin.attention(device=replace(device(), device_type="cpu")) == []
+
+
+def test_the_doctor_tells_what_is_compiled(installed, monkeypatch, tmp_path):
+    assert plugin.doctor(device=None) == plugin.doctor(device=device("8.0")) == []
+    (missing,) = plugin.doctor(device=device())
+    assert missing.status is CheckStatus.WARNING
+    assert "chiplet_nvidia.attention.compile" in missing.remedy
+    put_module(tmp_path, Dtype.FLOAT16, 256)
+    (found,) = plugin.doctor(device=device())
+    assert (found.status, found.detail) == (CheckStatus.OK, "compiled for float16 heads of 256")
+
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(modules, "version", absent)
+    (optional,) = plugin.doctor(device=device())
+    assert optional.status is CheckStatus.OK
+    assert "not installed" in optional.detail
 
 
 def test_the_command_finds_what_is_compiled(installed, tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chiplet.api import No, Reason, Verdict, Yes
+from chiplet.api import No, Part, Reason, Verdict, Yes
 
 FAULTS = (Exception, SystemExit)
 """What a plugin's code may raise and nobody else is to die of. `SystemExit` is among it: libraries
@@ -27,10 +27,12 @@ def fault_of_verdict(verdict: Verdict) -> str:
     """What keeps a verdict from being taken, or an empty text."""
     texts: list[object]
     match verdict:
-        case Yes(score=score, note=note):
+        case Yes(score=score, note=note, part=part):
             # What a type checker of the plugin's author would have said; nobody ran one.
             if not isinstance(score, int):  # pyright: ignore[reportUnnecessaryIsInstance]
                 return f"a score is {score!r}; it must be a whole number"
+            if not isinstance(part, Part):  # pyright: ignore[reportUnnecessaryIsInstance]
+                return f"a part is {part!r}; it must be a Part"
             texts = [note]
         case No(reasons=reasons):
             wrong = [each for each in reasons if not isinstance(each, Reason)]  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -432,9 +432,12 @@ def _share_layouts(contest: Contest, seats: tuple[Seat, ...]) -> bool:
     """Whether all can work on the same pages; if not, who serves a part is refused."""
     if len(seats) == 1 or not isinstance(contest.request, AttentionRequest):
         return True
-    if common_layouts(*(contest.impls[seat.candidate.name] for seat in seats)):
-        return True
     text = f"no KV layout in common with {seats[-1].candidate.name}, which serves the rest"
+    try:
+        if common_layouts(*(contest.impls[seat.candidate.name] for seat in seats)):
+            return True
+    except FAULTS as error:
+        text = f"layouts raised {type(error).__name__}: {error}"
     contest.refuse(seats[0].candidate.name, No.because("layout", text))
     return False
 

@@ -24,23 +24,20 @@ def platform(device: api.DeviceProbe) -> api.Platform:
 @api.hookimpl
 def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
     """Prompts by FlashInfer, where it is installed."""
-    if device.device_type != "cuda":
-        return []
     from chiplet_nvidia.attention.flashinfer import FlashInferProvider  # noqa: PLC0415
 
-    return [FlashInferProvider(device)]
+    return [FlashInferProvider(device)] if device.device_type == "cuda" else []
 
 
 @api.hookimpl
 def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
     """Products by cuBLAS, and with weights of four bits."""
-    if device.device_type != "cuda":
-        return []
     from chiplet_nvidia.gpus import capability_of  # noqa: PLC0415
     from chiplet_nvidia.linear.cublas import CublasProvider  # noqa: PLC0415
     from chiplet_nvidia.linear.int4 import Int4Provider  # noqa: PLC0415
 
-    return [CublasProvider(), Int4Provider(capability_of(device))]
+    is_here = device.device_type == "cuda"
+    return [CublasProvider(), Int4Provider(capability_of(device))] if is_here else []
 
 
 @api.hookimpl
@@ -54,3 +51,11 @@ def config_proposals(config: api.EngineConfig, device: api.DeviceProbe) -> list[
         api.Proposal("schedule.chunked_prefill_size", 8192, reason),
         api.Proposal("schedule.mixed_prefill_size", 128, "rows of a tile of its products"),
     ]
+
+
+@api.hookimpl
+def doctor(device: api.DeviceProbe | None) -> list[api.Check]:
+    """Whether FlashInfer can serve prompts."""
+    from chiplet_nvidia.checks import run_checks  # noqa: PLC0415
+
+    return run_checks(device)
