@@ -76,15 +76,8 @@ class CudaKernel:
         self._block = (ctypes.c_uint * 3)(threads, 1, 1)
         self._can_overlap = capability >= (9, 0)
 
-    def launch(
-        self, grid: tuple[int, int], arguments: Sequence[Argument], *, shared_bytes: int = 0
-    ) -> None:
+    def launch(self, grid: tuple[int, int], arguments: Sequence[Argument]) -> None:
         """Launch in torch's current stream; where the GPU can, before what runs there has ended.
-
-        Args:
-            grid: blocks of threads.
-            arguments: in the order of the kernel's parameters.
-            shared_bytes: of shared memory beside what the kernel declares.
 
         Raises:
             KernelError: it does not compile, or the driver refuses it.
@@ -95,7 +88,6 @@ class CudaKernel:
         launch = _Launch(
             grid=(ctypes.c_uint * 3)(*grid, 1),
             block=self._block,
-            shared_bytes=shared_bytes,
             stream=torch.cuda.current_stream().cuda_stream,
             attributes=ctypes.pointer(overlap),
             num_attributes=int(self._can_overlap),

@@ -12,8 +12,7 @@
 // 1024 (float16), are the numbers 128 + q or 1024 + q: no conversion is needed.
 //
 // Defined by whoever compiles: IS_BFLOAT16, GROUP, FEATURE_TILES, ROW_TILES (of 8 rows), WARPS, DEPTH
-// (units on their way to each warp). A unit is 128 inputs, two blocks. ROW_TILES is 0 for one row: it
-// is put into shared memory first, and all eight columns of a product have it.
+// (units on their way to each warp). A unit is 128 inputs, two blocks.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -29,10 +28,6 @@ typedef unsigned short u16;
 #endif
 
 constexpr int UNIT_GROUPS = 128 / GROUP;
-
-constexpr int ROWS = ROW_TILES ? 8 * ROW_TILES : 1;
-constexpr int COLUMN_TILES = ROW_TILES ? ROW_TILES : 1;
-constexpr int FEATURES = 16 * FEATURE_TILES;
 
 struct Unit {
     uint4 words[FEATURE_TILES][2];
@@ -115,7 +110,7 @@ __device__ __forceinline__ Unit load_unit(const uint4 *w, const u32 *scales, int
 }
 
 // 32 inputs: two products for each tile of features and each tile of rows.
-__device__ __forceinline__ void add_inputs(float (&part)[FEATURE_TILES][COLUMN_TILES][4],
+__device__ __forceinline__ void add_inputs(float (&part)[FEATURE_TILES][ROW_TILES][4],
                                            const Unit &u, const u16 *x, long long x_stride,
                                            int num_rows, int place, int group, int lane) {
     u32 a[FEATURE_TILES][2][4];
@@ -132,10 +127,10 @@ __device__ __forceinline__ void add_inputs(float (&part)[FEATURE_TILES][COLUMN_T
                 a[t][s][i] = add_pair(pair_at(words[s], 4 * i), i % 2 ? high : low);
     }
 #pragma unroll
-    for (int m = 0; m < COLUMN_TILES; ++m) {
-        const int row = ROW_TILES ? m * 8 + lane / 4 : 0;
+    for (int m = 0; m < ROW_TILES; ++m) {
+        const int row = m * 8 + lane / 4;
         uint4 b = make_uint4(0, 0, 0, 0);
-        if (!ROW_TILES || row < num_rows)
+        if (row < num_rows)
             b = *reinterpret_cast<const uint4 *>(x + row * x_stride + place * 32 + lane % 4 * 8);
 #pragma unroll
         for (int t = 0; t < FEATURE_TILES; ++t) {
@@ -145,30 +140,30 @@ __device__ __forceinline__ void add_inputs(float (&part)[FEATURE_TILES][COLUMN_T
     }
 }
 
-__device__ __forceinline__ void add_unit(float (&acc)[FEATURE_TILES][COLUMN_TILES][4], const Unit &u,
+__device__ __forceinline__ void add_unit(float (&acc)[FEATURE_TILES][ROW_TILES][4], const Unit &u,
                                          const u16 *x, long long x_stride, int num_rows, int lane) {
 #pragma unroll
     for (int g = 0; g < UNIT_GROUPS; ++g) {
-        float part[FEATURE_TILES][COLUMN_TILES][4] = {};
+        float part[FEATURE_TILES][ROW_TILES][4] = {};
 #pragma unroll
         for (int i = 0; i < GROUP / 32; ++i)
             add_inputs(part, u, x, x_stride, num_rows, g * (GROUP / 32) + i, g, lane);
 #pragma unroll
         for (int t = 0; t < FEATURE_TILES; ++t)
 #pragma unroll
-            for (int m = 0; m < COLUMN_TILES; ++m)
+            for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     acc[t][m][i] += scale_of(u.scales[t][g][i / 2]) * part[t][m][i];
     }
 }
 
-// Grid: FEATURE_TILES tiles of features, ROWS rows. The warps of a block share K; their sums are added
-// in the order of the warps.
+// Grid: FEATURE_TILES tiles of features, 8 * ROW_TILES rows. The warps of a block share K; their
+// sums are added in the order of the warps.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     int4_linear(const u16 *x, const uint4 *w, const u32 *scales, const u16 *bias, u16 *y,
                 int num_rows, int num_units, int out_features, long long x_stride) {
-    extern __shared__ uint4 shared_row[];
+    constexpr int FEATURES = 16 * FEATURE_TILES, ROWS = 8 * ROW_TILES;
     __shared__ float sums[WARPS][ROWS][FEATURES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tile = blockIdx.x * FEATURE_TILES, first_row = blockIdx.y * ROWS;
@@ -182,13 +177,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
         if (first + d < end) ring[d] = load_unit(w, scales, tile, num_units, first + d, lane);
     let_next_start();
     wait_for_inputs();
-    if (!ROW_TILES) {
-        for (int at = threadIdx.x; at < num_units * 16; at += WARPS * 32)
-            shared_row[at] = reinterpret_cast<const uint4 *>(x)[at];
-        __syncthreads();
-        x = reinterpret_cast<const u16 *>(shared_row);
-    }
-    float acc[FEATURE_TILES][COLUMN_TILES][4] = {};
+    float acc[FEATURE_TILES][ROW_TILES][4] = {};
     for (int unit = first; unit < end; unit += DEPTH)
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d)
@@ -200,12 +189,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
     for (int t = 0; t < FEATURE_TILES; ++t)
 #pragma unroll
-        for (int m = 0; m < COLUMN_TILES; ++m)
+        for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int row = m * 8 + lane % 4 * 2 + i % 2;
-                if (row < ROWS) sums[warp][row][t * 16 + i / 2 * 8 + lane / 4] = acc[t][m][i];
-            }
+            for (int i = 0; i < 4; ++i)
+                sums[warp][m * 8 + lane % 4 * 2 + i % 2][t * 16 + i / 2 * 8 + lane / 4] =
+                    acc[t][m][i];
     __syncthreads();
     for (int at = threadIdx.x; at < ROWS * FEATURES; at += WARPS * 32) {
         const int row = at / FEATURES, n = at % FEATURES;

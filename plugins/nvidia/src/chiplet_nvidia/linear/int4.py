@@ -54,7 +54,7 @@ class Tiling:
 
     Attributes:
         feature_tiles: of 16 output features, per block of threads.
-        row_tiles: of 8 rows, likewise; 0 for one row, which goes through shared memory.
+        row_tiles: of 8 rows, likewise.
         warps: share the inputs.
         depth: loads of 128 inputs on their way to each warp.
     """
@@ -67,26 +67,21 @@ class Tiling:
     @property
     def rows(self) -> int:
         """Rows that it serves."""
-        return max(1, 8 * self.row_tiles)
+        return 8 * self.row_tiles
 
 
 _ALIGNMENT_BYTES = 16  # threads load so much at a time
-
-_MAX_SHARED_ROW = 20480
-"""Inputs of one row that stand in shared memory, of which a kernel has 48 KiB unasked."""
 
 _NARROW = 6144
 """Fewer outputs leave cores idle if a block takes two tiles of them."""
 
 
-def tilings(in_features: int, out_features: int) -> tuple[Tiling, ...]:
+def tilings(out_features: int) -> tuple[Tiling, ...]:
     """From few rows to many; more than the last one serves take it several times.
 
     The best of a sweep on an H100, see benchmarks/nvidia_notes.md.
     """
     few = (Tiling(1, 1, 8, 4), Tiling(1, 2, 8, 2))
-    if in_features <= _MAX_SHARED_ROW:
-        few = (Tiling(1, 0, 8, 4), *few)
     if out_features % (2 * TILE):
         return (*few, Tiling(1, 4, 8, 2))
     if out_features < _NARROW:
@@ -116,7 +111,7 @@ class Int4Linear:
                 _SOURCE, name, capability=capability, defines=defines | cut, threads=threads
             )
 
-        cuts = tilings(self._k, self._n)
+        cuts = tilings(self._n)
         self._products = [(cut, kernel("int4_linear", cut, 32 * cut.warps)) for cut in cuts]
         self._dequantize = kernel("int4_dequantize", cuts[0], 64)
 
@@ -141,7 +136,6 @@ class Int4Linear:
             (each for each in self._products if num_rows <= each[0].rows), self._products[-1]
         )
         grid = (self._n // (TILE * tiling.feature_tiles), -(-num_rows // tiling.rows))
-        row_bytes = 0 if tiling.row_tiles else self._k * x.element_size()
         sizes = map(ctypes.c_int, (num_rows, self._k // UNIT, self._n))
         kernel.launch(
             grid,
@@ -154,7 +148,6 @@ class Int4Linear:
                 *sizes,
                 ctypes.c_longlong(x.stride(0)),
             ),
-            shared_bytes=row_bytes,
         )
         return y
 
