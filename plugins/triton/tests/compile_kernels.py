@@ -24,6 +24,7 @@ from chiplet.api import (
     Dtype,
     ForwardBatch,
     Granularity,
+    KvCoding,
     KvSpec,
     LinearRequest,
     LinearWeights,
@@ -80,7 +81,6 @@ def batch(query_lengths):
 
 
 def call_all(device, dtype, torch_dtype):
-    from chiplet_triton.attention.paged import TritonAttentionProvider
     from chiplet_triton.device import traits_of
     from chiplet_triton.linear.skinny import TritonLinearProvider
     from chiplet_triton.ops.elementwise import ElementwiseOps
@@ -93,22 +93,7 @@ def call_all(device, dtype, torch_dtype):
         traits_of(device),
         BuildContext(SimpleNamespace(torch_device=torch.device("cpu"))),
     )
-    spec = KvSpec(num_kv_heads=8, head_dim=128, page_size=16, dtype=dtype)
-    request = AttentionRequest(
-        group="global",
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        scale=0.1,
-        dtype=dtype,
-        kv=spec,
-    )
-    impl = TritonAttentionProvider(traits).build(request, context)
-    (layout,) = impl.layouts()
-    kv = new(*layout.shape(spec, 4))
-    for lengths in ((1,), (1,) * 256, (300,)):
-        step, n = batch(lengths), sum(lengths)
-        impl.run(new(n, 32, 128), new(n, 8, 128), new(n, 8, 128), kv, impl.plan(step, layout))
+    call_attention(traits, context, dtype, torch_dtype)
     linear_request = LinearRequest(role="x", in_features=4096, out_features=4096, dtype=dtype)
     linear = TritonLinearProvider(traits).build(linear_request, context)
     packed = linear.pack(LinearWeights(scheme=None, weight=new(4096, 4096)))
@@ -135,6 +120,35 @@ def call_all(device, dtype, torch_dtype):
         argmax(new(rows, 128256))
     counts = new(2, 128256, kind=torch.int32)
     ops.penalize(logits, new(2, 128256, kind=torch.bool), counts, *floats[1:])
+
+
+def call_attention(traits, context, dtype, torch_dtype):
+    from chiplet_triton.attention.paged import TritonAttentionProvider
+
+    def new(*shape, kind=torch_dtype):
+        return torch.empty(shape, dtype=kind)
+
+    variants = [(None, None), (None, 30.0)]
+    if traits.has_fp8:
+        variants.append((KvCoding.FP8, None))
+    for coding, softcap in variants:
+        spec = KvSpec(num_kv_heads=8, head_dim=128, page_size=16, dtype=dtype, coding=coding)
+        request = AttentionRequest(
+            group="global",
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            scale=0.1,
+            dtype=dtype,
+            kv=spec,
+            softcap=softcap,
+        )
+        impl = TritonAttentionProvider(traits).build(request, context)
+        (layout,) = impl.layouts()
+        kv = new(*layout.shape(spec, 4), kind=torch.uint8 if coding else torch_dtype)
+        for lengths in ((1,), (1,) * 256, (300,)):
+            step, n = batch(lengths), sum(lengths)
+            impl.run(new(n, 32, 128), new(n, 8, 128), new(n, 8, 128), kv, impl.plan(step, layout))
 
 
 def call_quantized(traits, context, dtype, torch_dtype):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from chiplet.api import (
     DeviceProbe,
     Dtype,
     Granularity,
+    KvCoding,
     KvSpec,
     LinearRequest,
     No,
@@ -67,6 +69,14 @@ def test_refusals_carry_a_reason():
         kv=spec,
     )
     assert "512" in attention.assess(request).reasons[0].text
+    spec = KvSpec(
+        num_kv_heads=1, head_dim=64, page_size=16, dtype=Dtype.FLOAT16, coding=KvCoding.FP8
+    )
+    request = replace(request, head_dim=64, kv=spec)
+    (attention,) = plugin.attention(device=device(capability="9.0"))
+    assert isinstance(attention.assess(request), Yes)
+    (older,) = plugin.attention(device=device(capability="8.0"))
+    assert "E4M3" in older.assess(request).reasons[0].text
 
 
 FP8 = {"coding": Coding.FP8_E4M3, "granularity": Granularity.CHANNEL}

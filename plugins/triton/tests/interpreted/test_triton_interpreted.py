@@ -16,6 +16,7 @@ from chiplet.api import (
     DeviceProbe,
     Dtype,
     Granularity,
+    KvCoding,
     KvSpec,
     LinearRequest,
     Op,
@@ -32,6 +33,7 @@ from chiplet.testing.conformance import (
     check_op,
 )
 from chiplet_triton import plugin
+from chiplet_triton.kernels.kv_write import kv_write_kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy on NaN and infinity
 
@@ -48,9 +50,15 @@ SERVED = {Op.EMBEDDING, Op.RMS_NORM, Op.ADD_RMS_NORM, Op.ROTARY, Op.SILU_MUL, Op
 ON_LOGITS = {Op.PENALIZE, Op.SAMPLE}
 
 
-def attention_request(dtype, window=None, heads=(6, 2), head_dim=32, page_size=16, kv_dtype=None):
+def attention_request(
+    dtype, window=None, heads=(6, 2), head_dim=32, page_size=16, kv_dtype=None, **others
+):
     spec = KvSpec(
-        num_kv_heads=heads[1], head_dim=head_dim, page_size=page_size, dtype=kv_dtype or dtype
+        num_kv_heads=heads[1],
+        head_dim=head_dim,
+        page_size=page_size,
+        dtype=kv_dtype or dtype,
+        coding=others.pop("coding", None),
     )
     return AttentionRequest(
         group="global",
@@ -61,6 +69,7 @@ def attention_request(dtype, window=None, heads=(6, 2), head_dim=32, page_size=1
         dtype=dtype,
         kv=spec,
         window=window,
+        **others,
     )
 
 
@@ -139,8 +148,20 @@ def test_attention(case, window, dtype):
         attention_request(Dtype.FLOAT32, heads=(8, 1), page_size=1),
         attention_request(Dtype.FLOAT32, heads=(3, 3), head_dim=24, page_size=5),
         attention_request(Dtype.FLOAT32, kv_dtype=Dtype.FLOAT16),
+        attention_request(Dtype.FLOAT32, coding=KvCoding.FP8),
+        attention_request(Dtype.FLOAT16, 20, coding=KvCoding.FP8),
+        attention_request(Dtype.FLOAT32, softcap=2.0),
+        attention_request(Dtype.FLOAT16, 20, softcap=5.0),
     ],
-    ids=["one KV head", "odd sizes", "shorter cache"],
+    ids=[
+        "one KV head",
+        "odd sizes",
+        "shorter cache",
+        "fp8 cache",
+        "fp8 cache and window",
+        "softcap",
+        "softcap and window",
+    ],
 )
 def test_unusual_attention(request_):
     (provider,) = plugin.attention(device=DEVICE)
@@ -165,3 +186,31 @@ def test_sampling_without_a_sort_equals_sampling_with_one(filters):
         bool(filters),
     ]
     assert torch.equal(sample(*inputs), REFERENCE_OPS[Op.SAMPLE](*inputs))
+
+
+def test_a_cache_in_fp8_is_rounded_as_it_is_defined():
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = torch.cat([every[every.isfinite()].float(), torch.tensor([1e9, -1e9, 2**-10, 3e-39])])
+    x = torch.nn.functional.pad(every, (0, -len(every) % 1024)).view(-1, 8, 128)
+    seen = torch.empty(2, *x.shape)
+    pages = torch.empty(-(-len(x) // 16), 2, 16, 8, 128, dtype=torch.float8_e4m3fn)
+    kv_write_kernel[(len(x),)](
+        x,
+        x,
+        pages,
+        torch.arange(len(x), dtype=torch.int32),
+        *seen,
+        *x.stride()[:2],
+        *x.stride()[:2],
+        PAGE_SIZE=16,
+        NUM_KV_HEADS=8,
+        HEAD_DIM=128,
+        BLOCK_HEADS=8,
+        BLOCK_DIM=128,
+        WRITES_SEEN=True,
+    )
+    wanted = x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    for kind in range(2):
+        found = pages[:, kind].flatten(0, 1)[: len(x)]
+        assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+        assert torch.equal(seen[kind], wanted.float())

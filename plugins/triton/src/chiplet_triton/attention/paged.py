@@ -16,6 +16,7 @@ from chiplet.api import (
     Dtype,
     Feature,
     ForwardBatch,
+    KvCoding,
     KvLayout,
     No,
     Tier,
@@ -31,6 +32,9 @@ from chiplet_triton.kernels.kv_write import kv_write_kernel
 _MAX_HEAD_DIM = 256
 _MAX_SPLITS = 64
 _PROGRAMS_PER_CORE = 4
+_FEW_SPLITS = 4
+"""So many programs share a request's keys where many decode: then more programs at a time are
+better than more loads on their way in each (on an H100: benchmarks/nvidia_notes.md)."""
 
 
 class DecodeTiling(NamedTuple):
@@ -85,10 +89,16 @@ class PagedAttention:
         self._group = request.num_heads // request.num_kv_heads
         self._block_dim = max(16, next_power_of_2(request.head_dim))
         self._scale_log2 = request.scale * math.log2(math.e)
+        self._score_factor = 1.0
         self._launch = launch_options(traits)
         is_wide = request.dtype is Dtype.FLOAT32 or self._block_dim > 128
         self._tiling = self._extend_tiling(is_wide)
         self._decode_tiling = DecodeTiling(32 if is_wide else 64, 4, 3)
+        self._is_fp8 = request.kv.coding is KvCoding.FP8
+        if request.softcap is not None:
+            # tanh of the score by the cap; what it gives is scaled by the cap.
+            self._score_factor = request.scale / request.softcap
+            self._scale_log2 = request.softcap * math.log2(math.e)
 
     def _extend_tiling(self, is_wide: bool) -> Tiling:
         if is_wide:
@@ -98,7 +108,8 @@ class PagedAttention:
         elif self._traits.is_cuda:
             tiling = Tiling(128, 32, 8, 3)  # with 64 keys, registers spill
         else:
-            tiling = Tiling(128, 64, 4, 3)
+            keys = 64 if self._request.softcap is None else 32  # with 64, registers spill
+            tiling = Tiling(128, keys, 4, 3)
         return tiling._replace(rows=max(tiling.rows, next_power_of_2(self._group)))
 
     def layouts(self) -> tuple[KvLayout, ...]:
@@ -130,19 +141,29 @@ class PagedAttention:
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if self._is_fp8:
+            kv = kv.view(torch.float8_e4m3fn)
         if plan.num_extends:
-            self._write(k, v, kv, plan)
+            k, v = self._write(k, v, kv, plan)
             self._extend(q, k, v, kv, plan, out)
         if plan.num_decodes:
             self._decode(q, k, v, kv, plan, out)
         return out
 
-    def _write(self, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> None:
+    def _write(self, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> tuple[Tensor, Tensor]:
+        """Keys and values as later steps will see them. Mutates: `kv`."""
+        k_seen, v_seen = (
+            tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+            if self._is_fp8
+            else (k, v)
+        )
         kv_write_kernel[(k.shape[0],)](
             k,
             v,
             kv,
             plan.kv_rows,
+            k_seen,
+            v_seen,
             k.stride(0),
             k.stride(1),
             v.stride(0),
@@ -152,7 +173,9 @@ class PagedAttention:
             HEAD_DIM=self._request.head_dim,
             BLOCK_HEADS=next_power_of_2(self._request.num_kv_heads),
             BLOCK_DIM=self._block_dim,
+            WRITES_SEEN=self._is_fp8,
         )
+        return k_seen, v_seen
 
     def _extend(
         self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, out: Tensor
@@ -173,6 +196,7 @@ class PagedAttention:
             out,
             plan.num_extends,
             self._scale_log2,
+            self._score_factor,
             request.window or 0,
             plan.page_table.stride(0),
             q.stride(0),
@@ -190,6 +214,7 @@ class PagedAttention:
             BLOCK_DIM=self._block_dim,
             BLOCK_KEYS=tiling.keys,
             HAS_WINDOW=request.window is not None,
+            HAS_SOFTCAP=request.softcap is not None,
             PRECISION=DOT_PRECISION,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
@@ -218,6 +243,7 @@ class PagedAttention:
             partial,
             lse,
             self._scale_log2,
+            self._score_factor,
             splits,
             request.window or 0,
             plan.page_table.stride(0),
@@ -235,33 +261,40 @@ class PagedAttention:
             BLOCK_DIM=self._block_dim,
             BLOCK_KEYS=tiling.keys,
             HAS_WINDOW=request.window is not None,
+            HAS_SOFTCAP=request.softcap is not None,
             IS_SPLIT=splits > 1,
             PRECISION=DOT_PRECISION,
             OVERLAP=self._traits.can_overlap,
             num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
+            num_stages=2 if 1 < splits <= _FEW_SPLITS else tiling.num_stages,
             **self._launch,
         )
         if splits > 1:
-            merge_splits_kernel[(plan.num_decodes * request.num_heads,)](
-                partial,
-                lse,
-                out,
-                splits,
-                HEAD_DIM=request.head_dim,
-                BLOCK_DIM=self._block_dim,
-                BLOCK_SPLITS=next_power_of_2(splits),
-                OVERLAP=self._traits.can_overlap,
-                num_warps=4,
-                **self._launch,
-            )
+            self._merge(partial, lse, plan, out)
+
+    def _merge(self, partial: Tensor, lse: Tensor, plan: StepPlan, out: Tensor) -> None:
+        """Splits of a decoding request made one. Mutates: `out`, at their tokens."""
+        merge_splits_kernel[(plan.num_decodes * self._request.num_heads,)](
+            partial,
+            lse,
+            out,
+            plan.num_splits,
+            HEAD_DIM=self._request.head_dim,
+            BLOCK_DIM=self._block_dim,
+            BLOCK_SPLITS=next_power_of_2(plan.num_splits),
+            OVERLAP=self._traits.can_overlap,
+            num_warps=4,
+            **self._launch,
+        )
 
 
 class TritonAttentionProvider:
-    """Serves causal attention with grouped keys, in 16 and 32 bits."""
+    """Serves causal attention with grouped keys, in 16 and 32 bits, and with a cache in fp8."""
 
     name = "triton"
-    accepts = frozenset({Feature.SLIDING_WINDOW, Feature.MIXED_KV_DTYPE})
+    accepts = frozenset(
+        {Feature.SLIDING_WINDOW, Feature.MIXED_KV_DTYPE, Feature.FP8_KV, Feature.SOFTCAP}
+    )
 
     def __init__(self, traits: DeviceTraits) -> None:
         self._traits = traits
@@ -274,6 +307,8 @@ class TritonAttentionProvider:
             )
         if request.scale <= 0:
             return No.because("scale", f"scores times {request.scale:g}; served: above 0")
+        if request.kv.coding is KvCoding.FP8 and not self._traits.has_fp8:
+            return No.because("kv", "fp8; this device has no numbers of the kind E4M3")
         return Yes(Tier.GENERIC, "split decode, flash chunks")
 
     def build(self, request: AttentionRequest, context: BuildContext) -> PagedAttention:

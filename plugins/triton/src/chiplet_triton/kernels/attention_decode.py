@@ -6,6 +6,7 @@ Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Scores are kept i
 import triton
 import triton.language as tl
 
+from chiplet_triton.kernels.caching import bounded, to_cache
 from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
 
 
@@ -22,6 +23,7 @@ def decode_kernel(
     partial_ptr,
     partial_lse_ptr,
     scale_log2,
+    score_factor,
     num_splits,
     window,
     table_stride,
@@ -39,6 +41,7 @@ def decode_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -91,13 +94,14 @@ def decode_kernel(
         page = row // PAGE_SIZE
         target = kv_ptr + (page * 2 * PAGE_SIZE + row - page * PAGE_SIZE) * head_size
         target += kv_head * HEAD_DIM + dims
-        tl.store(target, k_new.to(element), mask=is_dim)
-        tl.store(target + v_offset, v_new.to(element), mask=is_dim)
+        k_cached, v_cached = to_cache(k_new, element), to_cache(v_new, element)
+        tl.store(target, k_cached, mask=is_dim)
+        tl.store(target + v_offset, v_cached, mask=is_dim)
         # What is cached is what later steps see: attend to it as it was rounded.
-        k_seen = k_new.to(element).to(tl.float32)
-        peak = tl.sum(q.to(tl.float32) * k_seen[None, :], axis=1) * scale_log2
+        score = tl.sum(q.to(tl.float32) * k_cached.to(tl.float32)[None, :], axis=1)
+        peak = bounded(score, score_factor, HAS_SOFTCAP) * scale_log2
         total += 1.0
-        acc += v_new.to(element).to(tl.float32)[None, :]
+        acc += v_cached.to(tl.float32)[None, :]
 
     table = page_table_ptr + request * table_stride
     for first in range(split_start, split_end, BLOCK_KEYS):
@@ -110,6 +114,7 @@ def decode_kernel(
         k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
         v = tl.load(source + v_offset, mask=is_loaded, other=0.0).to(compute)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = bounded(scores, score_factor, HAS_SOFTCAP)
         scores = tl.where(is_seen[None, :], scores, -1.0e30)
         new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
         shrink = tl.exp2(peak - new_peak)

@@ -9,6 +9,8 @@ them.
 import triton
 import triton.language as tl
 
+from chiplet_triton.kernels.caching import bounded
+
 
 @triton.jit
 def _find_request(block, query_starts_ptr, num_requests, TOKENS_PER_BLOCK: tl.constexpr):
@@ -28,10 +30,11 @@ def _find_request(block, query_starts_ptr, num_requests, TOKENS_PER_BLOCK: tl.co
 
 
 @triton.jit
-def _add_keys(acc, total, peak, q, k, v, is_seen, scale_log2, IS_MASKED: tl.constexpr,
+def _add_keys(acc, total, peak, q, k, v, is_seen, scale_log2, score_factor,
+              HAS_SOFTCAP: tl.constexpr, IS_MASKED: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
     """One block of keys; without a mask every row sees all of them."""
-    scores = tl.dot(q, k, input_precision=PRECISION)
+    scores = bounded(tl.dot(q, k, input_precision=PRECISION), score_factor, HAS_SOFTCAP)
     if IS_MASKED:
         scores = tl.where(is_seen, scores, -1.0e30)
     new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
@@ -58,6 +61,7 @@ def _attend_pages(
     first_key,
     last_key,
     scale_log2,
+    score_factor,
     window,
     PAGE_SIZE: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -65,6 +69,7 @@ def _attend_pages(
     BLOCK_DIM: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     IS_MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -95,8 +100,8 @@ def _attend_pages(
         if HAS_WINDOW:
             is_seen &= keys[None, :] > positions[:, None] - window
         acc, total, peak = _add_keys(
-            acc, total, peak, q, k.to(q.dtype), v.to(q.dtype), is_seen, scale_log2, IS_MASKED,
-            PRECISION,
+            acc, total, peak, q, k.to(q.dtype), v.to(q.dtype), is_seen, scale_log2,
+            score_factor, HAS_SOFTCAP, IS_MASKED, PRECISION,
         )  # fmt: skip
     return acc, total, peak
 
@@ -115,12 +120,14 @@ def _attend_new(
     first_key,
     last_key,
     scale_log2,
+    score_factor,
     window,
     ELEMENT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     IS_MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -147,8 +154,9 @@ def _attend_new(
         # What is cached is what later steps see: attend to it as it is rounded there.
         k, v = k.to(ELEMENT).to(q.dtype), v.to(ELEMENT).to(q.dtype)
         acc, total, peak = _add_keys(
-            acc, total, peak, q, k, v, is_seen, scale_log2, IS_MASKED, PRECISION
-        )
+            acc, total, peak, q, k, v, is_seen, scale_log2, score_factor, HAS_SOFTCAP, IS_MASKED,
+            PRECISION,
+        )  # fmt: skip
     return acc, total, peak
 
 
@@ -167,6 +175,7 @@ def extend_kernel(
     out_ptr,
     num_requests,
     scale_log2,
+    score_factor,
     window,
     table_stride,
     q_stride,
@@ -184,11 +193,14 @@ def extend_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid: blocks of query tokens (num_tokens // TOKENS + num_requests at most), KV heads."""
     TOKENS: tl.constexpr = BLOCK_ROWS // BLOCK_GROUP
-    ELEMENT: tl.constexpr = kv_ptr.dtype.element_ty
+    # Keys and values of the chunk come rounded already where the cache has eight bits.
+    IS_CODED: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
+    ELEMENT: tl.constexpr = q_ptr.dtype.element_ty if IS_CODED else kv_ptr.dtype.element_ty
     # Later blocks of a request have more keys: they go first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -230,13 +242,13 @@ def extend_kernel(
     else:
         acc, total, peak = _attend_pages(
             acc, total, peak, q, positions, kv_ptr, table, kv_head, page_start, page_plain,
-            scale_log2, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-            HAS_WINDOW, False, PRECISION,
+            scale_log2, score_factor, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM,
+            BLOCK_KEYS, HAS_WINDOW, HAS_SOFTCAP, False, PRECISION,
         )  # fmt: skip
     acc, total, peak = _attend_pages(
         acc, total, peak, q, positions, kv_ptr, table, kv_head, page_plain, cached,
-        scale_log2, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-        HAS_WINDOW, True, PRECISION,
+        scale_log2, score_factor, window, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+        HAS_WINDOW, HAS_SOFTCAP, True, PRECISION,
     )  # fmt: skip
     first_token = query_start.to(tl.int64)
     k_new = k_ptr + first_token * k_stride + kv_head * k_head_stride
@@ -244,12 +256,13 @@ def extend_kernel(
     if not HAS_WINDOW:
         acc, total, peak = _attend_new(
             acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_start, new_plain,
-            scale_log2, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW, False,
-            PRECISION,
+            scale_log2, score_factor, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+            HAS_WINDOW, HAS_SOFTCAP, False, PRECISION,
         )  # fmt: skip
     acc, total, peak = _attend_new(
         acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_plain, new_end,
-        scale_log2, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW, True, PRECISION,
+        scale_log2, score_factor, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW,
+        HAS_SOFTCAP, True, PRECISION,
     )  # fmt: skip
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     num_heads: tl.constexpr = GROUP * NUM_KV_HEADS
