@@ -22,12 +22,14 @@ from chiplet.api import (
     Coding,
     DeviceProbe,
     Dtype,
+    ExpertWeights,
     ForwardBatch,
     Granularity,
     KvCoding,
     KvSpec,
     LinearRequest,
     LinearWeights,
+    MoeRequest,
     WeightScheme,
 )
 
@@ -100,6 +102,7 @@ def call_all(device, dtype, torch_dtype):
     for rows in (1, 2, 4, 16, 32, 64):
         linear.run(new(rows, 4096), packed)
     call_quantized(traits, context, dtype, torch_dtype)
+    call_experts(traits, context, dtype, torch_dtype)
     ops = ElementwiseOps(traits)
     ops.rms_norm(new(2, 4096), new(4096), 1e-5)
     ops.add_rms_norm(new(2, 4096), new(2, 4096), new(4096), 1e-5)
@@ -149,6 +152,27 @@ def call_attention(traits, context, dtype, torch_dtype):
         for lengths in ((1,), (1,) * 256, (300,)):
             step, n = batch(lengths), sum(lengths)
             impl.run(new(n, 32, 128), new(n, 8, 128), new(n, 8, 128), kv, impl.plan(step, layout))
+
+
+def call_experts(traits, context, dtype, torch_dtype):
+    from chiplet_triton.moe.grouped import TritonMoeProvider
+
+    request = MoeRequest(
+        hidden_size=2048,
+        intermediate_size=768,
+        num_experts=4,
+        top_k=2,
+        renormalize=True,
+        dtype=dtype,
+    )
+    experts = TritonMoeProvider(traits).build(request, context)
+    weights = ExpertWeights(
+        gate_up=torch.empty(4, 1536, 2048, dtype=torch_dtype),
+        down=torch.empty(4, 2048, 768, dtype=torch_dtype),
+    )
+    for rows in (1, 128, 512):
+        x = torch.zeros(rows, 2048, dtype=torch_dtype)
+        experts.run(x, torch.zeros(rows, 4, dtype=torch_dtype), weights)
 
 
 def call_quantized(traits, context, dtype, torch_dtype):

@@ -24,6 +24,15 @@ def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
 
 
 @api.hookimpl
+def moe(device: api.DeviceProbe) -> list[api.MoeProvider]:
+    """Grouped products of the experts."""
+    from chiplet_triton.device import traits_of  # noqa: PLC0415
+    from chiplet_triton.moe.grouped import TritonMoeProvider  # noqa: PLC0415
+
+    return [TritonMoeProvider(traits_of(device))]
+
+
+@api.hookimpl
 def ops(device: api.DeviceProbe) -> list[api.OpProvider]:
     """Norms, rotation, activation, embedding, penalties and sampling."""
     from chiplet_triton.device import traits_of  # noqa: PLC0415

@@ -19,6 +19,7 @@ from chiplet.api import (
     KvCoding,
     KvSpec,
     LinearRequest,
+    MoeRequest,
     Op,
     OpRequest,
     WeightScheme,
@@ -27,13 +28,16 @@ from chiplet.testing.conformance import (
     ATTENTION_CASES,
     REFERENCE_OPS,
     AttentionCase,
+    MoeLoad,
     OpSize,
     check_attention,
     check_linear,
+    check_moe,
     check_op,
 )
 from chiplet_triton import plugin
 from chiplet_triton.kernels.kv_write import kv_write_kernel
+from chiplet_triton.moe import grouped
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy on NaN and infinity
 
@@ -186,6 +190,47 @@ def test_sampling_without_a_sort_equals_sampling_with_one(filters):
         bool(filters),
     ]
     assert torch.equal(sample(*inputs), REFERENCE_OPS[Op.SAMPLE](*inputs))
+
+
+@pytest.mark.parametrize("load", list(MoeLoad))
+@pytest.mark.parametrize(
+    ("num_tokens", "sizes"), [(1, (48, 20, 8, 3)), (7, (33, 17, 5, 5)), (40, (80, 96, 2, 1))]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_experts(dtype, num_tokens, sizes, load):
+    (provider,) = plugin.moe(device=DEVICE)
+    hidden, width, num_experts, top_k = sizes
+    request = MoeRequest(
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_experts=num_experts,
+        top_k=top_k,
+        renormalize=num_tokens > 1,
+        dtype=dtype,
+    )
+    has_spoilt_row = num_tokens == 7
+    assert check_moe(
+        provider,
+        request,
+        CONTEXT,
+        num_tokens=num_tokens,
+        load=load,
+        has_spoilt_row=has_spoilt_row,
+    )
+
+
+def test_many_tokens_go_through_their_experts_in_parts(monkeypatch):
+    monkeypatch.setattr(grouped, "_MAX_TOKENS", 16)
+    (provider,) = plugin.moe(device=DEVICE)
+    request = MoeRequest(
+        hidden_size=32,
+        intermediate_size=16,
+        num_experts=4,
+        top_k=2,
+        renormalize=True,
+        dtype=Dtype.FLOAT32,
+    )
+    assert check_moe(provider, request, CONTEXT, num_tokens=37, load=MoeLoad.SPREAD)
 
 
 def test_a_cache_in_fp8_is_rounded_as_it_is_defined():

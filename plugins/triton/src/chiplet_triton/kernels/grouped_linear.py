@@ -1,0 +1,127 @@
+"""Products of rows with the weights of the experts that they picked.
+
+Pairs of a token and one of its experts are sorted by expert; `starts` `[num_experts + 1]` says
+where each expert's pairs begin. A block is up to BLOCK_M pairs of one expert: expert e's blocks
+begin at block starts[e] // BLOCK_M + e, so that their number is known without reading any.
+"""
+
+import triton
+import triton.language as tl
+
+from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
+
+
+@triton.jit
+def _find_expert(block, starts_ptr, num_experts, BLOCK_M: tl.constexpr):
+    low = 0
+    high = num_experts
+    while high - low > 1:
+        middle = (low + high) // 2
+        first = tl.load(starts_ptr + middle) // BLOCK_M + middle
+        if first <= block:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _add_product(acc, w_rows, x_columns, is_n, is_m, K: tl.constexpr, BLOCK_K: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """The weight is the left operand, so that its many rows fill the matrix units."""
+    k = tl.arange(0, BLOCK_K)
+    for _ in range((K + BLOCK_K - 1) // BLOCK_K):
+        if K % BLOCK_K == 0:
+            w = tl.load(w_rows + k[None, :], mask=is_n[:, None], other=0.0)
+            x = tl.load(x_columns + k[:, None], mask=is_m[None, :], other=0.0)
+        else:
+            w = tl.load(w_rows + k[None, :], mask=is_n[:, None] & (k < K)[None, :], other=0.0)
+            x = tl.load(x_columns + k[:, None], mask=is_m[None, :] & (k < K)[:, None], other=0.0)
+        acc = tl.dot(w, x, acc, input_precision=PRECISION)
+        k += BLOCK_K
+    return acc
+
+
+@triton.jit(do_not_specialize=["num_experts", "top_k"])
+def gate_up_kernel(
+    x_ptr,
+    w_ptr,
+    order_ptr,
+    starts_ptr,
+    out_ptr,
+    num_experts,
+    top_k,
+    x_stride,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """silu(gate(x)) * up(x) of each pair, in sorted order; grid: blocks of N outputs, blocks."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(1)
+    let_next_start(OVERLAP)
+    wait_for_inputs(OVERLAP)
+    expert = _find_expert(block, starts_ptr, num_experts, BLOCK_M)
+    start = tl.load(starts_ptr + expert)
+    end = tl.load(starts_ptr + expert + 1)
+    first = start + (block - start // BLOCK_M - expert) * BLOCK_M
+    if first >= end:
+        return
+    pairs = first + tl.arange(0, BLOCK_M)
+    is_m = pairs < end
+    is_n = n < N
+    tokens = tl.load(order_ptr + pairs, mask=is_m, other=0) // top_k
+    x_columns = x_ptr + tokens.to(tl.int64)[None, :] * x_stride
+    gate_rows = w_ptr + (expert.to(tl.int64) * 2 * N + n)[:, None] * K
+    zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    gate = _add_product(zeros, gate_rows, x_columns, is_n, is_m, K, BLOCK_K, PRECISION)
+    up_rows = gate_rows + N * K
+    up = _add_product(zeros, up_rows, x_columns, is_n, is_m, K, BLOCK_K, PRECISION)
+    out = gate * tl.sigmoid(gate) * up
+    target = out_ptr + pairs.to(tl.int64)[None, :] * N + n[:, None]
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=is_n[:, None] & is_m[None, :])
+
+
+@triton.jit(do_not_specialize=["num_experts"])
+def down_kernel(
+    x_ptr,
+    w_ptr,
+    order_ptr,
+    starts_ptr,
+    weights_ptr,
+    out_ptr,
+    num_experts,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """What each pair adds to its token, in the order of tokens; grid as `gate_up_kernel`."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(1)
+    let_next_start(OVERLAP)
+    wait_for_inputs(OVERLAP)
+    expert = _find_expert(block, starts_ptr, num_experts, BLOCK_M)
+    start = tl.load(starts_ptr + expert)
+    end = tl.load(starts_ptr + expert + 1)
+    first = start + (block - start // BLOCK_M - expert) * BLOCK_M
+    if first >= end:
+        return
+    pairs = first + tl.arange(0, BLOCK_M)
+    is_m = pairs < end
+    is_n = n < N
+    x_columns = x_ptr + pairs.to(tl.int64)[None, :] * K
+    w_rows = w_ptr + (expert.to(tl.int64) * N + n)[:, None] * K
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    acc = _add_product(acc, w_rows, x_columns, is_n, is_m, K, BLOCK_K, PRECISION)
+    places = tl.load(order_ptr + pairs, mask=is_m, other=0).to(tl.int64)
+    share = tl.load(weights_ptr + places, mask=is_m, other=0.0)
+    target = out_ptr + places[None, :] * N + n[:, None]
+    tl.store(target, acc * share[None, :], mask=is_n[:, None] & is_m[None, :])
