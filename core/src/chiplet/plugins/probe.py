@@ -22,7 +22,7 @@ import msgspec
 from chiplet.plugins.plugin_set import Plugin, ProbeResult
 from chiplet.plugins.probe_child import ProbeAnswer, ProbeTask
 
-TIME_LIMIT_S = 10.0
+TIME_LIMIT_S = 30.0
 
 # The child takes over this process's import path, which is more than its environment says.
 _CHILD = (
