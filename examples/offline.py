@@ -11,7 +11,7 @@ def main() -> None:
     with LLM("smollm2-135m") as llm:
         for completion in llm.generate(["The sea is", "In the beginning"], params):
             print(completion.text)
-        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        messages = [{"role": "user", "content": "What is gravity?"}]
         for delta in llm.stream_chat(messages, params):
             print(delta.text, end="", flush=True)
         print()

@@ -11,7 +11,7 @@ def main() -> None:
     model = client.models.list().data[0].id
     stream = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        messages=[{"role": "user", "content": "What is gravity?"}],
         temperature=0,
         stream=True,
     )

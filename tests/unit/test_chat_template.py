@@ -100,10 +100,11 @@ def test_further_variables_and_the_date(tmp_path: Path, backend: Backend) -> Non
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "text", "text": 3}]}, "messages[0].content"),
         ({"role": "user", "content": ["x"]}, "messages[0].content"),
+        ([{"role": "user", "content": "x"}], "messages[0]"),
     ],
 )
 def test_messages_that_are_refused(
-    tmp_path: Path, backend: Backend, message: dict[str, Any], param: str
+    tmp_path: Path, backend: Backend, message: Any, param: str
 ) -> None:
     tokenizer = _tokenizer(tmp_path, backend, SMOLLM)
     with pytest.raises(RequestError) as caught:

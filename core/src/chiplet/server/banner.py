@@ -48,6 +48,6 @@ def curl_line(model: str, url: str, *, has_key: bool) -> str:
     key = ' -H "Authorization: Bearer $API_KEY"' if has_key else ""
     body = (
         f'{{"model": "{model}", "temperature": 0, "messages": '
-        '[{"role": "user", "content": "What is the capital of France?"}]}'
+        '[{"role": "user", "content": "What is gravity?"}]}'
     )
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"

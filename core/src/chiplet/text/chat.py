@@ -56,9 +56,16 @@ def apply_chat_template(
         ) from error
 
 
-def _plain_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _plain_message(given: object, index: int) -> dict[str, Any]:
     """The message with its content as one text."""
     param = f"messages[{index}]"
+    if not isinstance(given, Mapping):
+        raise RequestError(
+            f"{param} is of type {type(given).__name__}; allowed: a mapping with 'role' and "
+            "'content'. One call takes one conversation.",
+            param=param,
+        )
+    message = cast(Mapping[str, Any], given)
     if not isinstance(message.get("role"), str):
         raise RequestError(f"{param} has no role; allowed: a text.", param=f"{param}.role")
     content = message.get("content")

@@ -62,7 +62,7 @@ def _once(engine: Mapping[str, object]) -> _Times:
 async def _measure(server: ServerProcess) -> _Times:
     port_s = await server.wait_until_ok("/livez")
     ready_s = await server.wait_until_ok("/readyz")
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "What is gravity?"}]
     body = {"messages": messages, "max_tokens": 8, "temperature": 0}
     timeline = await stream(server.address, "/v1/chat/completions", body)
     if timeline.error or not timeline.arrivals_s:
