@@ -12,17 +12,20 @@ from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
 
 
 @triton.jit
-def _find_expert(block, starts_ptr, num_experts, BLOCK_M: tl.constexpr):
-    low = 0
+def _find_pairs(block, starts_ptr, num_experts, BLOCK_M: tl.constexpr):
+    """The block's expert, its first pair, and where the expert's pairs end."""
+    expert = 0
     high = num_experts
-    while high - low > 1:
-        middle = (low + high) // 2
+    while high - expert > 1:
+        middle = (expert + high) // 2
         first = tl.load(starts_ptr + middle) // BLOCK_M + middle
         if first <= block:
-            low = middle
+            expert = middle
         else:
             high = middle
-    return low
+    start = tl.load(starts_ptr + expert)
+    end = tl.load(starts_ptr + expert + 1)
+    return expert, start + (block - start // BLOCK_M - expert) * BLOCK_M, end
 
 
 @triton.jit
@@ -62,13 +65,9 @@ def gate_up_kernel(
 ):
     """silu(gate(x)) * up(x) of each pair, in sorted order; grid: blocks of N outputs, blocks."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    block = tl.program_id(1)
     let_next_start(OVERLAP)
     wait_for_inputs(OVERLAP)
-    expert = _find_expert(block, starts_ptr, num_experts, BLOCK_M)
-    start = tl.load(starts_ptr + expert)
-    end = tl.load(starts_ptr + expert + 1)
-    first = start + (block - start // BLOCK_M - expert) * BLOCK_M
+    expert, first, end = _find_pairs(tl.program_id(1), starts_ptr, num_experts, BLOCK_M)
     if first >= end:
         return
     pairs = first + tl.arange(0, BLOCK_M)
@@ -105,13 +104,9 @@ def down_kernel(
 ):
     """What each pair adds to its token, in the order of tokens; grid as `gate_up_kernel`."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    block = tl.program_id(1)
     let_next_start(OVERLAP)
     wait_for_inputs(OVERLAP)
-    expert = _find_expert(block, starts_ptr, num_experts, BLOCK_M)
-    start = tl.load(starts_ptr + expert)
-    end = tl.load(starts_ptr + expert + 1)
-    first = start + (block - start // BLOCK_M - expert) * BLOCK_M
+    expert, first, end = _find_pairs(tl.program_id(1), starts_ptr, num_experts, BLOCK_M)
     if first >= end:
         return
     pairs = first + tl.arange(0, BLOCK_M)
