@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -11,9 +13,13 @@ from dataclasses import replace
 import pytest
 
 from chiplet.cli.main import main
+from chiplet.config import DeviceOptions
+from chiplet.testing.conformance import sharing
 from chiplet.testing.conformance.case import Case, Status, Subject
 from chiplet.testing.conformance.report import Report
 from chiplet.testing.conformance.running import run_all
+from chiplet.testing.conformance.sharing import Sharing, run_shared
+from chiplet.testing.conformance.suite import Choice, choose_pairs, find_subjects
 from chiplet.testing.conformance.summary import show
 
 SUBJECT = Subject(
@@ -120,3 +126,42 @@ def test_a_narrow_terminal_cuts_no_heading(capsys, monkeypatch):
     shown = capsys.readouterr().out
     heading = next(line for line in shown.splitlines() if "operation" in line)
     assert heading.split() == ["provider", "operation", *map(str, Status), "s"]
+
+
+REFERENCE = DeviceOptions(device="reference")
+SILU_MUL = Choice(only="ops/silu_mul")
+SHARED = ["conformance", "--device", "reference", "--only", "ops/silu_mul"]
+
+
+def statuses(path):
+    cases = json.loads(path.read_text("utf-8"))["cases"]
+    names = ("operation", "dtype", "feature", "name", "status")
+    return [[each[name] for name in names] for each in cases]
+
+
+def test_processes_share_a_run_and_leave_the_same_report(tmp_path):
+    alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
+    assert main([*SHARED, "--json", str(alone)]) == 0
+    assert main([*SHARED, "--jobs", "2", "--json", str(shared)]) == 0
+    assert len(statuses(alone)) > 4
+    assert statuses(shared) == statuses(alone)
+
+
+def test_the_time_limit_ends_a_shared_run(tmp_path):
+    pairs = choose_pairs(find_subjects(REFERENCE), SILU_MUL)
+    run = run_shared(pairs, Sharing(jobs=1, device=REFERENCE, choice=SILU_MUL, time_limit_s=0.1))
+    assert run.stopped == "stopped after the time limit of 0.1 s,"
+    assert len(run.outcomes) < run.num_planned == len(pairs)
+    assert not multiprocessing.active_children()
+
+
+def die(numbers):
+    os._exit(3)
+
+
+def test_a_process_that_dies_ends_a_shared_run_and_says_so(monkeypatch):
+    pairs = choose_pairs(find_subjects(REFERENCE), SILU_MUL)
+    monkeypatch.setattr(sharing, "_run_numbers", die)
+    run = run_shared(pairs, Sharing(jobs=1, device=REFERENCE, choice=SILU_MUL))
+    assert run.stopped.startswith("a process died; run with --jobs 1")
+    assert not run.outcomes

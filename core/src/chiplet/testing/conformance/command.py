@@ -19,8 +19,9 @@ from chiplet.testing.conformance import snapshot
 from chiplet.testing.conformance.case import Case, Subject
 from chiplet.testing.conformance.report import Report
 from chiplet.testing.conformance.running import Run, run_all
+from chiplet.testing.conformance.sharing import Sharing, run_shared
 from chiplet.testing.conformance.speed import measure
-from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
+from chiplet.testing.conformance.suite import Choice, choose_pairs, find_subjects
 from chiplet.testing.conformance.summary import show
 
 
@@ -35,6 +36,12 @@ class ConformanceOptions:
     )
     time_limit: float | None = command_option(
         None, "Stop after so many seconds, and report what ran until then.", minimum=1
+    )
+    jobs: int = command_option(
+        1,
+        "Share the cases out to so many processes, where compiling takes longer than running.",
+        minimum=1,
+        metavar="N",
     )
     speed: bool = command_option(
         False, "Also measure speed beside the reference; a first orientation, no benchmark."
@@ -55,13 +62,14 @@ def run(given: Given) -> int:
     device = given.options("device", DeviceOptions())
     plugins = discover(device)
     try:
-        return _hold(find_subjects(device, options.provider, plugins), options)
+        return _hold(find_subjects(device, options.provider, plugins), device, options)
     finally:
         plugins.shut_down()
 
 
-def _hold(subjects: Sequence[Subject], options: ConformanceOptions) -> int:
-    done = _run(subjects, options)
+def _hold(subjects: Sequence[Subject], device: DeviceOptions, options: ConformanceOptions) -> int:
+    choice = Choice(provider=options.provider, quick=options.quick, only=options.only)
+    done = _run(subjects, device, options, choice)
     outcomes = done.outcomes
     report = Report(
         device=next(each.engines.chosen.label for each in subjects if each.engines is not None),
@@ -85,8 +93,10 @@ def _hold(subjects: Sequence[Subject], options: ConformanceOptions) -> int:
     return int(not report.is_green)
 
 
-def _run(subjects: Sequence[Subject], options: ConformanceOptions) -> Run:
-    pairs = chosen_pairs(subjects, quick=options.quick, only=options.only)
+def _run(
+    subjects: Sequence[Subject], device: DeviceOptions, options: ConformanceOptions, choice: Choice
+) -> Run:
+    pairs = choose_pairs(subjects, choice)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,6 +105,13 @@ def _run(subjects: Sequence[Subject], options: ConformanceOptions) -> Run:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("Conformance", total=len(pairs))
+        if options.jobs > 1:
+            sharing = Sharing(
+                jobs=options.jobs, device=device, choice=choice, time_limit_s=options.time_limit
+            )
+            return run_shared(
+                pairs, sharing, done=lambda count: progress.update(task, completed=count)
+            )
         count = iter(range(len(pairs)))
 
         def starting(case: Case, subject: Subject) -> None:
@@ -104,23 +121,6 @@ def _run(subjects: Sequence[Subject], options: ConformanceOptions) -> Run:
         done = run_all(pairs, time_limit_s=options.time_limit, starting=starting)
         progress.update(task, completed=len(done.outcomes))
     return done
-
-
-def chosen_pairs(
-    subjects: Sequence[Subject], *, quick: bool, only: str | None
-) -> list[tuple[Case, Subject]]:
-    """What to run, the quick tier first: a run that is stopped has seen something of everything.
-
-    Raises:
-        ConfigError: no case has the wanted name.
-    """
-    wanted = [case for case in all_cases(quick=quick) if only is None or case.matches(only)]
-    if not wanted:
-        raise ConfigError(
-            f"--only {only}: no case has this in its name.",
-            remedy="Try 'attention', 'linear', 'moe', 'ops/rotary', 'window' or 'bfloat16'.",
-        )
-    return list(pair(sorted(wanted, key=lambda case: not case.is_quick), subjects))
 
 
 def _update_snapshot(path: str, done: Run) -> None:

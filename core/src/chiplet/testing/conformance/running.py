@@ -53,7 +53,7 @@ def run_all(
     outcomes: list[Outcome] = []
     stopped = ""
     try:
-        with _stop_by_signals(time_limit_s):
+        with stop_by_signals(time_limit_s):
             for case, subject in pairs:
                 _stop_when_late(start, time_limit_s)
                 starting(case, subject)
@@ -81,7 +81,7 @@ def _late(time_limit_s: float) -> str:
 
 
 @contextmanager
-def _stop_by_signals(time_limit_s: float | None) -> Generator[None]:
+def stop_by_signals(time_limit_s: float | None) -> Generator[None]:
     """Turn signals into `Stop`; in another thread than the main one, there are none to turn."""
     if threading.current_thread() is not threading.main_thread():
         yield

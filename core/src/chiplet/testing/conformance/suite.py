@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,21 @@ from chiplet.testing.conformance.package_cases import package_cases
 from chiplet.testing.conformance.platform_cases import platform_cases
 from chiplet.testing.conformance.ranks import Ranks
 from chiplet.testing.conformance.replay_cases import replay_cases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which part of the kit is run.
+
+    Attributes:
+        provider: only the providers of this name.
+        quick: only the quick tier.
+        only: only cases with this in their names.
+    """
+
+    provider: str | None = None
+    quick: bool = False
+    only: str | None = None
 
 
 def all_cases(*, quick: bool = False) -> list[Case]:
@@ -130,6 +145,22 @@ def pair(cases: Sequence[Case], subjects: Sequence[Subject]) -> Iterator[tuple[C
         for subject in subjects:
             if subject.family == case.family:
                 yield case, subject
+
+
+def choose_pairs(subjects: Sequence[Subject], choice: Choice) -> list[tuple[Case, Subject]]:
+    """What to run, the quick tier first: a run that is stopped has seen something of everything.
+
+    Raises:
+        ConfigError: no case has the wanted name.
+    """
+    only = choice.only
+    wanted = [case for case in all_cases(quick=choice.quick) if only is None or case.matches(only)]
+    if not wanted:
+        raise ConfigError(
+            f"--only {only}: no case has this in its name.",
+            remedy="Try 'attention', 'linear', 'moe', 'ops/rotary', 'window' or 'bfloat16'.",
+        )
+    return list(pair(sorted(wanted, key=lambda case: not case.is_quick), subjects))
 
 
 def _ranks(
