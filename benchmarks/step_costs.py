@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from chiplet.api import (
+    CanonicalLayout,
     Dtype,
     Executable,
     HostInputs,
@@ -31,7 +32,6 @@ from chiplet.api import (
 from chiplet.config import ModelConfig
 from chiplet.layers.context import LayerContext
 from chiplet.models.llama import LlamaForCausalLM
-from chiplet.reference.attention import CanonicalLayout
 from chiplet.reference.platform import ReferencePlatform
 from chiplet.runner.batch_builder import BatchBuilder
 from chiplet.runner.executables import Executables

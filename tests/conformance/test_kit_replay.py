@@ -93,7 +93,7 @@ def test_the_reference_is_recorded_and_replayed():
     found = outcomes_of(subject(ReferenceAttention(), RecordingPlatform()))
     found += outcomes_of(subject(None, RecordingPlatform(), "platform"))
     assert [each.detail for each in found if each.status is not Status.PASSED] == []
-    assert len(found) == 3 * len(WORDS) + 3
+    assert len(found) == 5 * len(WORDS) + 3
 
 
 def test_what_a_platform_does_not_record_is_skipped():

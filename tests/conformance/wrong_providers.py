@@ -6,8 +6,19 @@ from dataclasses import replace
 
 import torch
 
-from chiplet.api import Activations, Coding, Feature, Granularity, No, Op, Part, Tier, Yes
-from chiplet.reference.attention import CanonicalLayout, PlainAttention
+from chiplet.api import (
+    Activations,
+    CanonicalLayout,
+    Coding,
+    Feature,
+    Granularity,
+    No,
+    Op,
+    Part,
+    Tier,
+    Yes,
+)
+from chiplet.reference.attention import PlainAttention
 from chiplet.reference.communication import PlainCommunicator
 from chiplet.reference.linear import DequantizingLinear, PlainLinear
 from chiplet.reference.moe import PlainMoe
@@ -53,7 +64,7 @@ class StrayWrite(PlainAttention):
 
     def run(self, q, k, v, kv, plan):
         out = super().run(q, k, v, kv, plan)
-        used = {int(page) for each in plan.requests for page in each[2]}
+        used = {int(page) for each in plan.requests for page in each.page_ids}
         free = next(page for page in range(kv.shape[0]) if page not in used)
         kv[free, 0, 0] = 1
         return out
@@ -71,17 +82,17 @@ class ReadsUnwritten(PlainAttention):
 
     def run(self, q, k, v, kv, plan):
         out = super().run(q, k, v, kv, plan)
-        for rows, is_own, pages in plan.requests:
-            values = kv[pages, 1].flatten(0, 1)
-            out[rows] += (0 * values.sum() * is_own[:, None, None]).to(out.dtype)
+        for each in plan.requests:
+            values = kv[each.page_ids, 1].flatten(0, 1)
+            out[each.tokens] += (0 * values.sum() * each.is_own[:, None, None]).to(out.dtype)
         return out
 
 
 class SortedPages(PlainAttention):
     def plan(self, batch, layout):
         plan = super().plan(batch, layout)
-        requests = tuple((*each[:2], each[2].sort().values) for each in plan.requests)
-        return replace(plan, requests=requests)
+        requests = [each._replace(page_ids=each.page_ids.sort().values) for each in plan.requests]
+        return replace(plan, requests=tuple(requests))
 
 
 class MutatesQueries(PlainAttention):
@@ -101,9 +112,24 @@ class AssumesContiguousQueries(PlainAttention):
 class SeesTheFuture(PlainAttention):
     """Masks nothing of what the cache holds."""
 
-    def _visible(self, num_columns, positions, is_own):
+    def _visible(self, num_columns, positions, request):
         last = torch.full_like(positions, int(positions.max()))
-        return super()._visible(num_columns, last, is_own)
+        return super()._visible(num_columns, last, request)
+
+
+class SeesItsCousins(PlainAttention):
+    def plan(self, batch, layout):
+        return super().plan(replace(batch, tree_bits=None), layout)
+
+
+class TakesPlacesForPositions(PlainAttention):
+    """Counts a window in the order of the cache."""
+
+    def plan(self, batch, layout):
+        shifts = batch.kv_lengths - batch.query_starts[1:]
+        shifts = shifts.repeat_interleave(batch.query_starts.diff().long())
+        places = torch.arange(batch.num_tokens, dtype=torch.int32) + shifts
+        return super().plan(replace(batch, positions=places), layout)
 
 
 class AttendsBeforeWriting(PlainAttention):
@@ -137,11 +163,13 @@ class NarrowSoftmax(PlainAttention):
 class ForgetsAFullLastPage(PlainAttention):
     """A decode whose length is a multiple of the page size misses its own token."""
 
-    def _visible(self, num_columns, positions, is_own):
+    def _visible(self, num_columns, positions, request):
         page = self._request.kv.page_size
-        is_full = (positions + 1) % page == 0 if len(positions) == 1 else torch.zeros_like(is_own)
+        is_full = (
+            (positions + 1) % page == 0 if len(positions) == 1 else torch.zeros_like(request.is_own)
+        )
         positions = torch.where(is_full & (positions > 0), positions - 1, positions)
-        return super()._visible(num_columns, positions, is_own)
+        return super()._visible(num_columns, positions, request)
 
 
 class NarrowOffsets(PlainAttention):
@@ -151,8 +179,8 @@ class NarrowOffsets(PlainAttention):
         if kv.numel() <= 2**31:
             return super().run(q, k, v, kv, plan)
         fitting = 2**31 // kv[0].numel()
-        requests = tuple((*each[:2], each[2] % fitting) for each in plan.requests)
-        wrapped = replace(plan, page_ids=plan.page_ids % fitting, requests=requests)
+        requests = [each._replace(page_ids=each.page_ids % fitting) for each in plan.requests]
+        wrapped = replace(plan, page_ids=plan.page_ids % fitting, requests=tuple(requests))
         return super().run(q, k, v, kv, wrapped)
 
 
@@ -201,6 +229,8 @@ ATTENTION = {
     "mutates queries": Wrong(MutatesQueries, "q, k or v, or bytes beside, changed"),
     "assumes contiguous queries": Wrong(AssumesContiguousQueries),
     "sees the future": Wrong(SeesTheFuture),
+    "takes trees for chains": Wrong(SeesItsCousins),
+    "takes places for positions": Wrong(TakesPlacesForPositions),
     "attends before writing": Wrong(AttendsBeforeWriting),
     "wrong head groups": Wrong(WrongHeadGroups),
     "too few bits": Wrong(NarrowSoftmax),

@@ -56,6 +56,14 @@ class ForwardBatch:
             where there are decodes only, and as many rows as tokens.
         lengths_host: the lengths, where the host knows them; None in a step that is recorded or
             compiled, which runs again with other lengths.
+        tree_bits: `[num_tokens, 2] int32`, which new tokens of its request a token sees, for
+            groups of layers whose request has a tree: bit j of word w stands for number 32 * w + j.
+            A tree's token sees itself, its parent, and what that sees, all of them numbers up to
+            its own; and every token cached before the new ones. It stands behind its parent:
+            `positions` has kv_length - query_length + the number of its bits - 1, and the window is
+            one of positions. Keys and values are cached in the order of tokens all the same. A
+            request has at most 64 new tokens then. Words of 0 mark tokens of a request without a
+            tree, which see what is before them. None: no request has one.
     """
 
     num_decodes: int
@@ -67,6 +75,7 @@ class ForwardBatch:
     page_table: Tensor
     logit_rows: Tensor
     lengths_host: HostLengths | None
+    tree_bits: Tensor | None = None
 
     @property
     def num_requests(self) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from chiplet.api import (
     AttentionRequest,
+    CanonicalLayout,
     Dtype,
     ForwardBatch,
     HostLengths,
@@ -24,7 +25,7 @@ from chiplet.errors import ConfigError, PluginError
 from chiplet.plugins import Selector, choose_device, discover, render
 from chiplet.plugins.parts import PartedAttention, parted_attention
 from chiplet.plugins.plan_lock import save_plan
-from chiplet.reference.attention import CanonicalLayout, PlainAttention
+from chiplet.reference.attention import PlainAttention
 
 PAGE = 4
 REQUEST = AttentionRequest(
@@ -160,7 +161,7 @@ def test_who_plans_recorded_steps_on_the_host_is_asked_to():
 
 
 PROVIDERS = """
-from chiplet.reference.attention import CanonicalLayout
+from chiplet.api import CanonicalLayout
 
 class Layout(CanonicalLayout):
     def __init__(self, name): self.name = name

@@ -23,6 +23,7 @@ LINEAR = LinearRequest(
 ATTENTION = [
     attention_request(),
     attention_request(group="window", window=4),
+    attention_request(group="tree", window=4, has_tree=True),
     attention_request(group="soft", softcap=5.0, has_sinks=True),
 ]
 MOE = MoeRequest(

@@ -100,6 +100,30 @@ class KvLayout(Protocol):
         ...
 
 
+class CanonicalLayout:
+    """A `KvLayout`: pages as `[num_pages, 2, page_size, num_kv_heads, row_width]`, keys first."""
+
+    name = "canonical"
+
+    def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
+        """Shape of all pages of one layer; see `KvLayout`."""
+        return (num_pages, 2, spec.page_size, spec.num_kv_heads, spec.row_width)
+
+    def page_bytes(self, spec: KvSpec) -> int:
+        """Bytes of one page of one layer."""
+        return 2 * spec.page_size * spec.num_kv_heads * spec.row_bytes
+
+    def to_canonical(self, kv: torch.Tensor, page_ids: torch.Tensor, spec: KvSpec) -> torch.Tensor:
+        """Copy pages out; see `KvLayout`."""
+        return kv[page_ids]
+
+    def from_canonical(
+        self, canonical: torch.Tensor, kv: torch.Tensor, page_ids: torch.Tensor, spec: KvSpec
+    ) -> None:
+        """Copy pages in; see `KvLayout`. Mutates: `kv`, at `page_ids`."""
+        kv[page_ids] = canonical
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionRequest:
     """One group of layers that attend alike: causal, multi-head with grouped keys and values.
@@ -117,6 +141,7 @@ class AttentionRequest:
         softcap: a score s, after `scale`, becomes softcap * tanh(s / softcap); None leaves it.
             Source: arXiv:2408.00118, section 2.
         has_sinks: see `SinkAttention`.
+        has_tree: batches may have `tree_bits`, see `ForwardBatch`; a batch without them is causal.
         features: derived from the fields above; checked before `assess`.
     """
 
@@ -130,6 +155,7 @@ class AttentionRequest:
     window: int | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    has_tree: bool = False
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -145,6 +171,8 @@ class AttentionRequest:
             needed.add(Feature.SOFTCAP)
         if self.has_sinks:
             needed.add(Feature.SINKS)
+        if self.has_tree:
+            needed.add(Feature.TREE_MASK)
         return frozenset(needed)
 
 
@@ -183,7 +211,7 @@ class AttentionImpl(Protocol):
         """Write new keys and values to the cache, then attend.
 
         Token i of a request with query length Q and KV length L stands at position L - Q + i and
-        sees positions 0 to its own (within the window).
+        sees positions 0 to its own (within the window), unless the batch has a tree of it.
 
         Shapes: q `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens, num_kv_heads,
         head_dim]`, possibly strided, last dimension contiguous; kv as the layout says, where rows

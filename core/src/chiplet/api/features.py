@@ -24,6 +24,8 @@ class Feature(StrEnum):
     """Attention: scores are bounded smoothly before softmax."""
     SINKS = "sinks"
     """Attention: each head has a score that takes weight and adds no value."""
+    TREE_MASK = "tree_mask"
+    """Attention: new tokens of a request may be branches, which do not see one another."""
     BIAS = "bias"
     """Linear: a bias is added."""
     INT8_WEIGHTS = "int8_weights"

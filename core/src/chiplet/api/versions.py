@@ -4,6 +4,7 @@ A minor step adds what an older plugin need not know: optional fields, features,
 beside others. A major step changes what a plugin must do. docs/compatibility.md has the whole
 promise, and tests/fossils/ what keeps it.
 
+attention 1.1: `Part`. 1.2: `ForwardBatch.tree_bits`.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "platform": (1, 0),
-    "attention": (1, 1),
+    "attention": (1, 2),
     "linear": (1, 0),
     "ops": (1, 0),
     "communication": (1, 0),

@@ -138,4 +138,5 @@ def _decodes_of(batch: ForwardBatch, lengths: HostLengths) -> ForwardBatch:
         kv_lengths=batch.kv_lengths[:count],
         page_table=batch.page_table[:count],
         lengths_host=HostLengths(lengths.queries[:count], lengths.kv[:count]),
+        tree_bits=None,  # one token alone is no tree
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    CanonicalLayout,
     Feature,
     ForwardBatch,
     KvLayout,
-    KvSpec,
     Tier,
     Verdict,
     Yes,
@@ -23,26 +24,22 @@ from chiplet.api import (
 from chiplet.reference.kv_coding import decode, encode
 
 
-class CanonicalLayout:
-    """Pages as `[num_pages, 2, page_size, num_kv_heads, row_width]`, keys first."""
+class RequestRows(NamedTuple):
+    """Where a request's tokens and pages are.
 
-    name = "canonical"
+    Attributes:
+        tokens: its tokens or more.
+        is_own: `[tokens] bool`, which of these are its own.
+        page_ids: `[num_pages] int64`, its pages or more.
+        num_cached: scalar, tokens cached before the new ones.
+        tree_bits: `[tokens, 2] int32`, see `chiplet.api.ForwardBatch`; None if no request has them.
+    """
 
-    def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
-        """Shape of all pages of one layer."""
-        return (num_pages, 2, spec.page_size, spec.num_kv_heads, spec.row_width)
-
-    def page_bytes(self, spec: KvSpec) -> int:
-        """Bytes of one page of one layer."""
-        return 2 * spec.page_size * spec.num_kv_heads * spec.row_bytes
-
-    def to_canonical(self, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> Tensor:
-        """Copy pages out."""
-        return kv[page_ids]
-
-    def from_canonical(self, canonical: Tensor, kv: Tensor, page_ids: Tensor, spec: KvSpec) -> None:
-        """Copy pages in. Mutates: `kv`."""
-        kv[page_ids] = canonical
+    tokens: slice
+    is_own: Tensor
+    page_ids: Tensor
+    num_cached: Tensor
+    tree_bits: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +50,12 @@ class ReferencePlan:
         page_ids: `[num_tokens] int64`, page that receives each token's key and value.
         offsets: `[num_tokens] int64`, place in that page.
         positions: `[num_tokens] int32`, of each token in its request.
-        requests: per request: its tokens or more, which of these are its own `[tokens] bool`, and
-            its pages or more `[num_pages] int64`.
     """
 
     page_ids: Tensor
     offsets: Tensor
     positions: Tensor
-    requests: tuple[tuple[slice, Tensor, Tensor], ...]
+    requests: tuple[RequestRows, ...]
 
 
 class PlainAttention:
@@ -82,11 +77,13 @@ class PlainAttention:
         page_size = self._request.kv.page_size
         tokens = torch.arange(batch.num_tokens, device=batch.token_ids.device)
         pages = batch.page_table.long()
-        requests: list[tuple[slice, Tensor, Tensor]] = []
+        requests: list[RequestRows] = []
         for index, (rows, num_pages) in enumerate(_extents(batch, page_size)):
             start, end = batch.query_starts[index], batch.query_starts[index + 1]
             is_own = (tokens[rows] >= start) & (tokens[rows] < end)
-            requests.append((rows, is_own, pages[index, :num_pages]))
+            num_cached = batch.kv_lengths[index] - (end - start)
+            bits = None if batch.tree_bits is None else batch.tree_bits[rows]
+            requests.append(RequestRows(rows, is_own, pages[index, :num_pages], num_cached, bits))
         kv_rows = batch.kv_rows.long()
         return ReferencePlan(
             torch.div(kv_rows, page_size, rounding_mode="floor"),
@@ -119,27 +116,33 @@ class PlainAttention:
             row = new.to(kv.dtype) if coding is None else encode(new, coding)
             kv[plan.page_ids, index, plan.offsets] = row
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-        for rows, is_own, page_ids in plan.requests:
-            pages = kv[page_ids]  # [num_pages, 2, page_size, num_kv_heads, row_width]
+        for request in plan.requests:
+            rows, is_own = request.tokens, request.is_own[:, None, None]
+            pages = kv[request.page_ids]  # [num_pages, 2, page_size, num_kv_heads, row_width]
             if coding is not None:
                 pages = decode(pages, coding)
             keys, values = pages.transpose(0, 1).flatten(1, 2)
-            is_visible = self._visible(len(keys), plan.positions[rows], is_own)
+            is_visible = self._visible(len(keys), plan.positions[rows], request)
             attended = self._attend(q[rows], keys, values, is_visible, sinks)
-            out[rows] = torch.where(is_own[:, None, None], attended, out[rows])
+            out[rows] = torch.where(is_own, attended, out[rows])
         return out
 
-    def _visible(self, num_columns: int, positions: Tensor, is_own: Tensor) -> Tensor:
+    def _visible(self, num_columns: int, positions: Tensor, request: RequestRows) -> Tensor:
         """Which tokens see which, `[queries, num_columns] bool`.
 
-        Shapes: positions, is_own `[queries]`.
+        Shapes: positions `[queries]`.
         """
         at = positions.unsqueeze(1)
         seen = torch.arange(num_columns, device=positions.device).unsqueeze(0)
-        is_visible = (seen <= at) & is_own.unsqueeze(1)
+        is_visible = seen <= at
+        if request.tree_bits is not None:
+            is_seen, stands_at = _in_tree(seen, request.num_cached, request.tree_bits)
+            has_tree = request.tree_bits.any(dim=1, keepdim=True)
+            is_visible = torch.where(has_tree, is_seen, is_visible)
+            seen = torch.where(has_tree, stands_at, seen)
         if self._request.window is not None:
-            is_visible &= seen > at - self._request.window
-        return is_visible
+            is_visible = is_visible & (seen > at - self._request.window)
+        return is_visible & request.is_own.unsqueeze(1)
 
     def _attend(
         self, q: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, sinks: Tensor | None
@@ -168,6 +171,24 @@ class PlainAttention:
             scores = torch.cat([scores, column], dim=-1)
         weights = torch.softmax(scores, dim=-1)[..., : len(keys)]
         return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+
+
+def _in_tree(columns: Tensor, num_cached: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Which cached tokens a tree's tokens see, and at which positions these stand.
+
+    Shapes: columns `[1, num_columns]`; bits `[queries, 2] int32`; returns two of
+    `[queries, num_columns]`, whose positions hold for what is seen.
+    """
+    places = torch.arange(32, device=bits.device)
+    sees_new = ((bits.unsqueeze(2) >> places) & 1).flatten(1)  # [queries, 64]
+    # Of all that a token sees, the ones before another are that one's ancestors.
+    depths = sees_new.cumsum(dim=1) - 1
+    new = columns - num_cached
+    place = new.clamp(0, sees_new.shape[1] - 1).expand(len(bits), -1)
+    is_seen = (sees_new.gather(1, place) == 1) & (new < sees_new.shape[1])
+    stands_at = num_cached + depths.gather(1, place)
+    is_cached = new < 0
+    return is_cached | is_seen, torch.where(is_cached, columns, stands_at)
 
 
 def _extents(batch: ForwardBatch, page_size: int) -> Iterator[tuple[slice, int]]:

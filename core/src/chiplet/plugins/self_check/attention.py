@@ -1,8 +1,9 @@
-"""A small step of attention: two prompts of odd lengths, then one more token each."""
+"""A small step of attention: two prompts of odd lengths, one more token each, and then trees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,15 +14,18 @@ from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengt
 from chiplet.layers.context import cache_dtype, torch_dtype
 
 _LENGTHS = (5, 37)
+_TREES = (4, 3)
+_TREE_BITS = (0b1, 0b11, 0b101, 0b1101, 0b1, 0b10, 0b101)
+"""Of each tree's tokens the new ones that they see: two branches, and two beginnings."""
 
 
 def run_attention(
     request: AttentionRequest, impl: AttentionImpl, device: torch.device
 ) -> Sequence[Tensor]:
-    """Results of both batches on the layout that would be used, and the cache after them."""
+    """Results of all batches on the layout that would be used, and the cache after them."""
     random = torch.Generator().manual_seed(1)
     spec, layout = request.kv, impl.layouts()[0]
-    pages = [-(-(length + 1) // spec.page_size) for length in _LENGTHS]
+    pages = [-(-(length + 1 + max(_TREES)) // spec.page_size) for length in _LENGTHS]
     # Pages are not in order, and one is nobody's.
     ids = torch.arange(sum(pages), 0, -1)
     table = torch.zeros(len(pages), max(pages), dtype=torch.int32)
@@ -31,8 +35,13 @@ def run_attention(
         torch.randn(request.num_heads, generator=random).to(device) if request.has_sinks else None
     )
     results: list[Tensor] = []
-    for starts, lengths in (((0, 0), _LENGTHS), (_LENGTHS, (1, 1))):
-        batch = make_batch(table, starts, lengths, spec.page_size, device)
+    batches = [
+        make_batch(table, starts, lengths, spec.page_size, device)
+        for starts, lengths in (((0, 0), _LENGTHS), (_LENGTHS, (1, 1)))
+    ]
+    if request.has_tree:
+        batches.append(_with_trees(table, spec.page_size, device))
+    for batch in batches:
         q = _random(request, request.num_heads, batch.num_tokens, random).to(device)
         k, v = (
             _random(request, request.num_kv_heads, batch.num_tokens, random).to(device)
@@ -51,6 +60,16 @@ def _random(
 ) -> Tensor:
     shape = (num_tokens, num_heads, request.head_dim)
     return torch.randn(shape, generator=random).to(torch_dtype(request.dtype))
+
+
+def _with_trees(table: Tensor, page_size: int, device: torch.device) -> ForwardBatch:
+    starts = tuple(length + 1 for length in _LENGTHS)
+    batch = make_batch(table, starts, _TREES, page_size, device)
+    depths = [each.bit_count() - 1 for each in _TREE_BITS]
+    cached = [start for start, count in zip(starts, _TREES, strict=True) for _ in range(count)]
+    positions = torch.tensor(cached) + torch.tensor(depths)
+    bits = torch.tensor([(each, 0) for each in _TREE_BITS], dtype=torch.int32)
+    return replace(batch, positions=positions.int().to(device), tree_bits=bits.to(device))
 
 
 def make_batch(

@@ -13,6 +13,7 @@ from chiplet.api import (
     AttentionProvider,
     AttentionRequest,
     BuildContext,
+    CanonicalLayout,
     KvLayout,
     KvSpec,
     Part,
@@ -20,7 +21,7 @@ from chiplet.api import (
 )
 from chiplet.layers.context import cache_dtype
 from chiplet.plugins.parts import common_layouts, parted_attention
-from chiplet.reference.attention import CanonicalLayout, PlainAttention
+from chiplet.reference.attention import PlainAttention
 from chiplet.testing.conformance.attention_inputs import (
     AttentionCase,
     Inputs,

@@ -16,6 +16,7 @@ from chiplet.testing.conformance.attention import (
 )
 from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.attention_properties import PROPERTIES, Property
+from chiplet.testing.conformance.attention_trees import check_tree_paths, tree_cases
 from chiplet.testing.conformance.case import Case, Subject, require_served
 from chiplet.testing.conformance.guards import Placement
 
@@ -81,6 +82,7 @@ def attention_cases() -> Iterator[Case]:
     yield from _plain_cases(main)
     yield from _hard_cases(main)
     yield from _feature_cases(main)
+    yield from _tree_cases(main)
     for shape, dtype in product(SHAPES, Dtype):
         yield _layout_case(attention_request(shape, dtype), str(shape))
     for shape, coding in product(SHAPES, KvCoding):
@@ -140,6 +142,43 @@ def _beyond_plain(request: AttentionRequest) -> Iterator[AttentionRequest]:
         yield replace(coded, softcap=20.0, has_sinks=True, window=20, group="window")
 
 
+def _tree_cases(main: Shape) -> Iterator[Case]:
+    """Trees, with windows and with all else that there may be."""
+    grouped = SHAPES[4]
+    for shape, dtype, window in product((main, grouped), Dtype, (None, 1, 20)):
+        request = replace(attention_request(shape, dtype, window=window), has_tree=True)
+        for case in tree_cases(shape.page_size):
+            is_quick = shape == main and dtype is not Dtype.FLOAT16 and window != 1
+            yield _case(shape, request, case, is_quick=is_quick)
+    for dtype in Dtype:
+        tree = replace(attention_request(main, dtype), has_tree=True)
+        for request in _beyond_plain(tree):
+            for case in tree_cases(main.page_size)[1:4]:
+                is_quick = case.name == "trees among others" and dtype is Dtype.BFLOAT16
+                yield _case(main, request, case, is_quick=is_quick)
+        for window in (None, 20):
+            yield _paths_case(main, dtype, window)
+
+
+def _paths_case(shape: Shape, dtype: Dtype, window: int | None) -> Case:
+    request = replace(attention_request(shape, dtype, window=window), has_tree=True)
+
+    def check(subject: Subject) -> None:
+        require_served(subject, request)
+        for case in tree_cases(shape.page_size)[:4]:
+            check_tree_paths(subject.provider, request, subject.context, case)
+
+    return Case(
+        family="attention",
+        operation="attention",
+        dtype=str(dtype),
+        feature="tree as its paths" + (f", window {window}" if window is not None else ""),
+        name=str(shape),
+        is_quick=dtype is Dtype.FLOAT32,
+        check=check,
+    )
+
+
 def _lengths(shape: Shape) -> Sequence[AttentionCase]:
     page = shape.page_size
     more = (
@@ -182,6 +221,7 @@ def _case(
         f"{request.kv.coding or request.kv.dtype} cache" if _has_other_cache(request) else "",
         f"softcap {request.softcap:g}" if request.softcap is not None else "",
         "sinks" if request.has_sinks else "",
+        "trees" if request.has_tree else "",
         {SHARP: "sharp scores", HUGE: "huge scores"}.get(scale, ""),
         f"{placement} inputs" if placement is not Placement.STACKED else "",
     ]
@@ -263,7 +303,8 @@ def in_words(request: AttentionRequest) -> str:
     window = f", window {request.window}" if request.window is not None else ""
     cache = f", {request.kv.coding or request.kv.dtype} cache" if _has_other_cache(request) else ""
     softcap = f", softcap {request.softcap:g}" if request.softcap is not None else ""
-    rest = f"{cache}{window}{softcap}{', sinks' if request.has_sinks else ''}"
+    sinks = ", sinks" if request.has_sinks else ""
+    rest = f"{cache}{window}{softcap}{sinks}{', trees' if request.has_tree else ''}"
     heads = f"{request.num_heads}/{request.num_kv_heads}x{request.head_dim}"
     return f"attention {heads}, pages of {request.kv.page_size}, {request.dtype}{rest}"
 

@@ -25,6 +25,8 @@ class AttentionCase:
         kv_lengths: tokens in the cache after the pass, of each request.
         num_shared_pages: pages at the front that all requests have in common.
         seed: of values and of the order of pages.
+        parents: of each request the parent of each new token, -1 for one that has none; empty for a
+            request without a tree. Empty altogether: the batch has no `tree_bits`.
     """
 
     name: str
@@ -32,10 +34,13 @@ class AttentionCase:
     kv_lengths: tuple[int, ...]
     num_shared_pages: int = 0
     seed: int = 0
+    parents: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         is_long = [each != 1 for each in self.query_lengths]
         assert is_long == sorted(is_long), "requests with one query token come first"
+        trees = zip(self.parents, self.query_lengths, strict=True) if self.parents else ()
+        assert all(len(tree) in (0, queries) for tree, queries in trees), "a parent for each token"
 
     @property
     def num_decodes(self) -> int:
@@ -111,27 +116,51 @@ def make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple[
     kv_lengths = np.array(case.kv_lengths, np.int32)
     query_lengths = np.array(case.query_lengths, np.int32)
     table, num_pages = _page_table(-(-kv_lengths // page_size), case.num_shared_pages, random)
-    positions = [
+    places = [
         torch.arange(length - queries, length)
         for length, queries in zip(case.kv_lengths, case.query_lengths, strict=True)
     ]
     kv_rows = [
         table[index].long()[each // page_size] * page_size + each % page_size
-        for index, each in enumerate(positions)
+        for index, each in enumerate(places)
     ]
+    tree_bits = _tree_bits(case) if case.parents else None
+    positions = torch.cat(places)
+    if tree_bits is not None:
+        depths = torch.tensor([_num_bits(each) - 1 for each in tree_bits.tolist()])
+        cached = torch.cat([each[:1].expand(len(each)) for each in places])
+        positions = torch.where(depths >= 0, cached + depths, positions)
     starts = torch.from_numpy(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32))
     batch = ForwardBatch(
         num_decodes=case.num_decodes,
         token_ids=torch.zeros(int(query_lengths.sum()), dtype=torch.int32),
-        positions=torch.cat(positions).int(),
+        positions=positions.int(),
         kv_rows=torch.cat(kv_rows).int(),
         query_starts=starts,
         kv_lengths=torch.from_numpy(kv_lengths),
         page_table=table,
         logit_rows=starts[1:] - 1,
         lengths_host=HostLengths(query_lengths, kv_lengths),
+        tree_bits=tree_bits,
     )
     return batch, num_pages
+
+
+def _tree_bits(case: AttentionCase) -> Tensor:
+    """What each token sees of the new ones, `[num_tokens, 2] int32`."""
+    words = np.zeros((sum(case.query_lengths), 2), np.uint32)
+    start = 0
+    for parents, queries in zip(case.parents, case.query_lengths, strict=True):
+        for index, parent in enumerate(parents):
+            if parent >= 0:
+                words[start + index] = words[start + parent]
+            words[start + index, index // 32] |= np.uint32(1) << np.uint32(index % 32)
+        start += queries
+    return torch.from_numpy(words.view(np.int32))
+
+
+def _num_bits(words: list[int]) -> int:
+    return sum((each & 0xFFFFFFFF).bit_count() for each in words)
 
 
 def host_lengths(batch: ForwardBatch) -> HostLengths:

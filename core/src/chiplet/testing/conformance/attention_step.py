@@ -43,12 +43,14 @@ class TokenTables:
     Attributes:
         q: `[num_ids, num_heads, head_dim]`.
         k, v: `[num_ids, num_kv_heads, head_dim]`.
+        tree_bits: `[num_ids, 2] int32`, see `ForwardBatch`; 0 for padding. None if no step has any.
         first_ids: of each step.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
+    tree_bits: Tensor | None
     first_ids: tuple[int, ...]
 
     @classmethod
@@ -60,7 +62,17 @@ class TokenTables:
             return torch.cat([torch.full_like(parts[0][:1], torch.nan), *parts]).to(device)
 
         q, k, v = ([getattr(each, name) for each in steps] for name in ("q", "k", "v"))
-        return cls(table(q), table(k), table(v), tuple(ends[:-1]))
+        return cls(table(q), table(k), table(v), _tree_table(steps, device), tuple(ends[:-1]))
+
+
+def _tree_table(steps: Sequence[Inputs], device: torch.device) -> Tensor | None:
+    bits = [each.batch.tree_bits for each in steps]
+    if all(each is None for each in bits):
+        return None
+    rows = [torch.zeros(1, 2, dtype=torch.int32)]
+    for each, step in zip(bits, steps, strict=True):
+        rows.append(torch.zeros(len(step.q), 2, dtype=torch.int32) if each is None else each)
+    return torch.cat(rows).to(device)
 
 
 class AttentionStep:
@@ -109,6 +121,7 @@ class AttentionStep:
 
     def __call__(self, inputs: StepInputs[Tensor], state: DeviceState) -> StepOutputs:
         """Attend; see `chiplet.api.Step`."""
+        ids, tables = inputs.token_ids.long(), self._tables
         batch = ForwardBatch(
             num_decodes=self.bucket.num_decodes,
             token_ids=inputs.token_ids,
@@ -119,9 +132,9 @@ class AttentionStep:
             page_table=inputs.page_table,
             logit_rows=inputs.logit_rows,
             lengths_host=None,
+            tree_bits=None if tables.tree_bits is None else tables.tree_bits[ids],
         )
         plan = self.storage.plan if self.storage else self._impl.plan(batch, self._kv_layout)
-        ids, tables = inputs.token_ids.long(), self._tables
         out = self._impl.run(tables.q[ids], tables.k[ids], tables.v[ids], state.kv[0], plan)
         rows = out.flatten(1).float()
         ids_of_rows = inputs.token_ids.unsqueeze(1).clone()

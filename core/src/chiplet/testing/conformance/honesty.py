@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from chiplet.api import (
@@ -20,6 +21,7 @@ from chiplet.api import (
 )
 from chiplet.testing.conformance.attention import check_attention
 from chiplet.testing.conformance.attention_inputs import AttentionCase
+from chiplet.testing.conformance.attention_trees import PLAIN, random_tree
 from chiplet.testing.conformance.case import Case, Subject, require_served
 from chiplet.testing.conformance.linear import check_linear
 from chiplet.testing.conformance.moe import MoeLoad, check_moe
@@ -40,8 +42,9 @@ def honesty_cases() -> Iterator[Case]:
         yield _features_case(family)
     random = Random(_SEED)
     for number in range(NUM_REQUESTS):
+        attention = replace(_attention(random), has_tree=number % 5 == 0)
         for family, request in (
-            ("attention", _attention(random)),
+            ("attention", attention),
             ("linear", _linear(random)),
             ("moe", _moe(random)),
             ("ops", _op(random)),
@@ -91,6 +94,8 @@ def _run(subject: Subject, request: Request) -> None:
     match request:
         case AttentionRequest():
             lengths = AttentionCase("drawn", (1, 1, 9), (1, request.kv.page_size + 1, 30))
+            if request.has_tree:
+                lengths = replace(lengths, parents=(PLAIN, PLAIN, random_tree(9, 1)))
             check_attention(subject.provider, request, subject.context, lengths)
         case LinearRequest():
             check_linear(subject.provider, request, subject.context, num_tokens=5)

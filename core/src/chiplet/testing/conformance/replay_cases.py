@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import torch
 
 from chiplet.api import AttentionImpl, AttentionRequest, Dtype, Execution
 from chiplet.testing.conformance.attention_cases import SHAPES, Shape, attention_request, in_words
+from chiplet.testing.conformance.attention_trees import tree_bucket_cases
 from chiplet.testing.conformance.case import Case, Refused, Skipped, Subject, require_served
 from chiplet.testing.conformance.replay import (
     BucketCase,
@@ -28,6 +30,12 @@ def replay_cases() -> Iterator[Case]:
         for case in bucket_cases(shape.page_size):
             for is_recorded in (False, True):
                 yield _case(shape, request, case, is_recorded=is_recorded, is_quick=is_quick)
+    for dtype, window in product(Dtype, (None, 20)):
+        request = replace(attention_request(SHAPES[0], dtype, window=window), has_tree=True)
+        for case in tree_bucket_cases(SHAPES[0].page_size):
+            for is_recorded in (False, True):
+                is_quick = dtype is Dtype.FLOAT32
+                yield _case(SHAPES[0], request, case, is_recorded=is_recorded, is_quick=is_quick)
     for case in bucket_cases(16):
         yield _platform_case(case)
 
@@ -46,6 +54,7 @@ def _case(
         _check(impl, request, subject, case, is_recorded=is_recorded)
 
     window = f"window {request.window}, " if request.window is not None else ""
+    window += "trees, " if request.has_tree else ""
     return Case(
         family="attention",
         operation="attention",

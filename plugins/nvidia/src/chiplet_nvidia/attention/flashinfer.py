@@ -13,6 +13,7 @@ from torch import Tensor
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
+    CanonicalLayout,
     DeviceProbe,
     Event,
     Feature,
@@ -25,7 +26,6 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
-from chiplet_nvidia.attention.layout import CanonicalLayout
 from chiplet_nvidia.attention.modules import HEAD_DIMS, TYPE_NAMES, find_module, load_module
 
 WriteKv = Callable[[Tensor, Tensor, Tensor, Tensor], None]
