@@ -16,6 +16,7 @@ from chiplet.api import (
     No,
 )
 from chiplet.testing.conformance import AttentionCase, check_attention, check_layout, encode_kv
+from chiplet.testing.conformance.attention_trees import random_tree, tree_cases
 from chiplet_cpu.attention.native import NativeAttentionProvider
 from chiplet_cpu.platform import CpuPlatform
 
@@ -27,6 +28,11 @@ CASES = (
     AttentionCase("empty ones between", (1, 1, 0, 7, 0), (40, 17, 16, 23, 0)),
     AttentionCase("decodes in parts", (1, 1, 1), (1501, 3, 640)),
     AttentionCase("chunk in parts", (1, 70), (1030, 1100)),
+)
+
+
+LONG_TREES = AttentionCase(  # several blocks of rows, and parts of tokens
+    "long trees", (64, 40), (64 + 1100, 40 + 130), parents=(random_tree(64, 7), random_tree(40, 8))
 )
 
 
@@ -88,6 +94,22 @@ def test_what_models_ask_for(isa, threads, softcap, has_sinks, coding, dtype):
     spec = replace(request.kv, coding=coding)
     request = replace(request, softcap=softcap, has_sinks=has_sinks, kv=spec)
     for case in (CASES[threads], GROUPS[0]):
+        assert check_attention(NativeAttentionProvider(), request, CONTEXT, case, score_scale=5.0)
+
+
+@pytest.mark.parametrize("coding", [None, KvCoding.INT8])
+@pytest.mark.parametrize("window", [None, 3, 20])
+def test_trees(isa, threads, window, coding):
+    request = make_request(Dtype.BFLOAT16, window=window)
+    request = replace(request, has_tree=True, kv=replace(request.kv, coding=coding))
+    for case in (*tree_cases(16), LONG_TREES):
+        assert check_attention(NativeAttentionProvider(), request, CONTEXT, case)
+
+
+def test_trees_with_all_that_models_ask_for(isa):
+    request = make_request(Dtype.FLOAT32, window=9)
+    request = replace(request, has_tree=True, softcap=2.0, has_sinks=True)
+    for case in tree_cases(16):
         assert check_attention(NativeAttentionProvider(), request, CONTEXT, case, score_scale=5.0)
 
 

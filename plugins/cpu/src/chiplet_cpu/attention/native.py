@@ -31,6 +31,7 @@ class NativeAttention:
 
     def __init__(self, request: AttentionRequest) -> None:
         self._run = native.library.attention
+        self._has_tree = request.has_tree
         self._codes = (native.DTYPE_CODES[request.dtype], native.DTYPE_CODES[request.kv.dtype])
         self._shape = (
             request.num_kv_heads,
@@ -67,6 +68,7 @@ class NativeAttention:
         out = torch.empty(q.shape, dtype=q.dtype)
         q_strides, k_strides, v_strides = q.stride(), k.stride(), v.stride()
         page_table = plan.page_table
+        tree_bits = plan.tree_bits if self._has_tree else None
         self._run(
             *self._codes,
             q.data_ptr(),
@@ -85,6 +87,7 @@ class NativeAttention:
             len(page_table),
             *self._shape,
             sinks,
+            0 if tree_bits is None else tree_bits.data_ptr(),
             out.data_ptr(),
         )
         return out
@@ -102,6 +105,7 @@ class NativeAttentionProvider:
             Feature.FP8_KV,
             Feature.SOFTCAP,
             Feature.SINKS,
+            Feature.TREE_MASK,
         }
     )
 

@@ -246,18 +246,34 @@ struct Attending {
     for (int64_t i = 0; i < item.num_rows * a.head_dim; ++i) running.sums[i] = 0;
   }
 
+  // Scores of new tokens that a row of a tree does not see become nothing; the tokens that may be left.
+  RowRange mask_tree(float* row, uint64_t tree, int64_t begin, int64_t end, int64_t cached) const {
+    RowRange seen{0, end - begin};
+    if (a.window > 0) {
+      int64_t depth = __builtin_popcountll(tree);
+      seen.begin = cached + (depth < a.window ? depth - a.window : 0) - begin;
+      for (; depth > a.window; --depth) tree &= tree - 1;  // ancestors come in order
+    }
+    for (int64_t token = begin > cached ? begin : cached; token < end; ++token) {
+      if (!(tree >> (token - cached) & 1)) row[token - begin] = -__builtin_inff();
+    }
+    return seen;
+  }
+
   // Scores of all rows become weights.
   void soften_rows(int64_t begin, int64_t end, int num_tokens, int64_t first_position) {
     for (int r = 0; r < item.num_rows; ++r) {
       // Members of a group see all tokens that they have in common.
-      int64_t position =
-          item.members ? item.kv_end - 1 : first_position + (item.first_row + r) / a.group;
+      int64_t index = (item.first_row + r) / a.group;
+      int64_t position = item.members ? item.kv_end - 1 : first_position + index;
+      uint64_t tree = item.members ? 0 : tree_of(a, a.query_starts[item.request] + index);
       RowRange seen{0, position + 1 - begin};
       if (a.window > 0) seen.begin = position + 1 - a.window - begin;
       if (seen.end > end - begin) seen.end = end - begin;
       float* row = scores + r * kBlockTokens;
       if (a.coding == KvCoding::int8) multiply_each(row, decoded.key_scales, num_tokens);
       if (a.softcap > 0) cap_scores(row, num_tokens, a.scale, a.softcap);
+      if (tree) seen = mask_tree(row, tree, begin, end, first_position);
       soften(row, num_tokens, seen, a.softcap > 0 ? 1 : a.scale, r, running);
       if (a.coding == KvCoding::int8) multiply_each(row, decoded.value_scales, num_tokens);
     }

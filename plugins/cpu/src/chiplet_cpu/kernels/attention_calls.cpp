@@ -60,10 +60,12 @@ AttentionParts add_rows(Work& work, AttentionItem item, bool is_joined) {
   return found;
 }
 
-// Tokens that some row of the block sees: from the first row's window to the last row itself.
+// Tokens that some row of the block sees: from the first row's window to the last row itself. Rows of a
+// tree may all stand where the first one does.
 void set_tokens(AttentionItem& item, const AttentionArgs& a, int64_t first_position) {
   int64_t first = first_position + item.first_row / a.group;
   int64_t last = first_position + (item.first_row + item.num_rows - 1) / a.group;
+  if (tree_of(a, a.query_starts[item.request])) first = first_position;
   item.kv_begin = a.window > 0 ? std::max<int64_t>(0, first + 1 - a.window) / 16 * 16 : 0;
   item.kv_end = last + 1;
 }

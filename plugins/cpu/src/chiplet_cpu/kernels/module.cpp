@@ -127,7 +127,7 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
                void* query_starts, void* kv_lengths, void* page_table, int64_t table_stride,
                int64_t num_tokens, int64_t num_requests, int64_t num_kv_heads, int64_t group,
                int64_t head_dim, int64_t page_size, int64_t window, double scale, double softcap,
-               int64_t coding, void* sinks, void* out) {
+               int64_t coding, void* sinks, void* tree_bits, void* out) {
   auto type = (Dtype)dtype, kv_type = (Dtype)kv_dtype;
   KvWriteArgs write{k,
                     v,
@@ -151,6 +151,7 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
                   (int32_t*)query_starts,
                   (int32_t*)kv_lengths,
                   (int32_t*)page_table,
+                  (uint32_t*)tree_bits,
                   q_row_stride,
                   q_head_stride,
                   table_stride,

@@ -123,6 +123,7 @@ struct AttentionArgs {
   float* parts;   // [rows of parts, 2 + head_dim]: peak, total, weighted values
   const float* sinks;  // [heads], or null
   const int32_t *query_starts, *kv_lengths, *page_table;
+  const uint32_t* tree_bits;  // [tokens, 2]: new tokens that a token sees, 0 outside trees; or null
   int64_t q_row_stride, q_head_stride, table_stride;
   int64_t num_kv_heads, group, head_dim, page_size;
   int64_t window;  // 0: all
@@ -132,6 +133,11 @@ struct AttentionArgs {
 };
 
 constexpr int kAttentionRows = 96;
+
+// The new tokens of its request that a token sees, as bits; 0 if they are no tree.
+inline uint64_t tree_of(const AttentionArgs& a, int64_t token) {
+  return a.tree_bits ? a.tree_bits[2 * token] | (uint64_t)a.tree_bits[2 * token + 1] << 32 : 0;
+}
 
 // Some query rows of one key head, against some tokens: rows (token * group + head) of a request, or
 // of several with one token each (member * group + head), all of whose rows see all the tokens.
