@@ -28,7 +28,8 @@ from chiplet.api import (
 from chiplet.cli.bench.floors import measure_ceilings
 from chiplet_nvidia.gpus import probe_gpus
 from chiplet_nvidia.platform import CudaPlatform
-from chiplet_triton.attention.paged import Tiling, TritonAttentionProvider
+from chiplet_triton.attention.paged import TritonAttentionProvider
+from chiplet_triton.attention.tiling import Tiling
 from chiplet_triton.device import traits_of
 from chiplet_triton.linear.skinny import TritonLinearProvider
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,10 +132,11 @@ def call_attention(traits, context, dtype, torch_dtype):
     def new(*shape, kind=torch_dtype):
         return torch.empty(shape, dtype=kind)
 
-    variants = [(None, None), (None, 30.0)]
+    many = {"softcap": 30.0, "has_sinks": True, "has_tree": True}
+    variants = [(None, {}), (None, many), (KvCoding.INT8, {})]
     if traits.has_fp8:
-        variants.append((KvCoding.FP8, None))
-    for coding, softcap in variants:
+        variants.append((KvCoding.FP8, {}))
+    for coding, others in variants:
         spec = KvSpec(num_kv_heads=8, head_dim=128, page_size=16, dtype=dtype, coding=coding)
         request = AttentionRequest(
             group="global",
@@ -144,14 +146,20 @@ def call_attention(traits, context, dtype, torch_dtype):
             scale=0.1,
             dtype=dtype,
             kv=spec,
-            softcap=softcap,
+            **others,
         )
         impl = TritonAttentionProvider(traits).build(request, context)
         (layout,) = impl.layouts()
         kv = new(*layout.shape(spec, 4), kind=torch.uint8 if coding else torch_dtype)
         for lengths in ((1,), (1,) * 256, (300,)):
-            step, n = batch(lengths), sum(lengths)
-            impl.run(new(n, 32, 128), new(n, 8, 128), new(n, 8, 128), kv, impl.plan(step, layout))
+            n = sum(lengths)
+            bits = new(n, 2, kind=torch.int32) if request.has_tree else None
+            plan = impl.plan(replace(batch(lengths), tree_bits=bits), layout)
+            tensors = (new(n, 32, 128), new(n, 8, 128), new(n, 8, 128), kv, plan)
+            if request.has_sinks:
+                impl.run_with_sinks(*tensors, new(32, kind=torch.float32))
+            else:
+                impl.run(*tensors)
 
 
 def call_experts(traits, context, dtype, torch_dtype):

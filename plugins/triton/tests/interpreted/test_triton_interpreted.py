@@ -31,10 +31,12 @@ from chiplet.testing.conformance import (
     MoeLoad,
     OpSize,
     check_attention,
+    check_layout,
     check_linear,
     check_moe,
     check_op,
 )
+from chiplet.testing.conformance.attention_trees import check_tree_paths, tree_cases
 from chiplet_triton import plugin
 from chiplet_triton.kernels.kv_write import kv_write_kernel
 from chiplet_triton.moe import grouped
@@ -156,6 +158,13 @@ def test_attention(case, window, dtype):
         attention_request(Dtype.FLOAT16, 20, coding=KvCoding.FP8),
         attention_request(Dtype.FLOAT32, softcap=2.0),
         attention_request(Dtype.FLOAT16, 20, softcap=5.0),
+        attention_request(Dtype.FLOAT32, coding=KvCoding.INT8),
+        attention_request(Dtype.FLOAT16, 20, softcap=5.0, coding=KvCoding.INT8, has_sinks=True),
+        attention_request(
+            Dtype.FLOAT32, heads=(3, 3), head_dim=24, page_size=6, coding=KvCoding.INT8
+        ),
+        attention_request(Dtype.FLOAT32, has_sinks=True),
+        attention_request(Dtype.FLOAT16, 20, has_sinks=True, coding=KvCoding.FP8),
     ],
     ids=[
         "one KV head",
@@ -165,12 +174,53 @@ def test_attention(case, window, dtype):
         "fp8 cache and window",
         "softcap",
         "softcap and window",
+        "int8 cache",
+        "int8 cache and all else",
+        "int8 cache and odd sizes",
+        "sinks",
+        "sinks, window and fp8 cache",
     ],
 )
 def test_unusual_attention(request_):
     (provider,) = plugin.attention(device=DEVICE)
     case = AttentionCase("mixed", (1, 1, 1, 30, 5), (1, 127, 129, 30, 90))
     assert check_attention(provider, request_, CONTEXT, case)
+
+
+TREE_CASES = [*tree_cases(16)[:1], tree_cases(16)[3]]
+
+
+@pytest.mark.parametrize("case", TREE_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        attention_request(Dtype.FLOAT32, has_tree=True),
+        attention_request(Dtype.FLOAT16, 1, has_tree=True),
+        attention_request(Dtype.FLOAT32, 20, has_tree=True, heads=(2, 2)),
+        attention_request(
+            Dtype.FLOAT16, 9, has_tree=True, has_sinks=True, softcap=5.0, coding=KvCoding.INT8
+        ),
+    ],
+    ids=["plain", "window 1", "window 20", "all else"],
+)
+def test_trees(request_, case):
+    (provider,) = plugin.attention(device=DEVICE)
+    assert check_attention(provider, request_, CONTEXT, case)
+
+
+def test_a_tree_sees_its_paths():
+    (provider,) = plugin.attention(device=DEVICE)
+    request = attention_request(Dtype.FLOAT32, 20, has_tree=True)
+    (case,) = (each for each in tree_cases(16) if each.name == "random trees")
+    assert check_tree_paths(provider, request, CONTEXT, case)
+
+
+@pytest.mark.parametrize("coding", [KvCoding.INT8, KvCoding.FP8])
+def test_pages_of_codes_go_to_the_canonical_layout_and_back(coding):
+    (provider,) = plugin.attention(device=DEVICE)
+    request = attention_request(Dtype.FLOAT16, heads=(4, 2), coding=coding)
+    (layout,) = provider.build(request, CONTEXT).layouts()
+    check_layout(layout, request.kv, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.3}], ids=str)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from triton import cdiv, next_power_of_2
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
-    Dtype,
+    CanonicalLayout,
     Feature,
     ForwardBatch,
     KvCoding,
@@ -23,7 +22,8 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
-from chiplet_triton.attention.layout import TokensInPageLayout
+from chiplet_triton.attention.layout import ScalesBehindCodesLayout
+from chiplet_triton.attention.tiling import block_dim, decode_tiling, extend_tiling
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.attention_decode import decode_kernel, merge_splits_kernel
 from chiplet_triton.kernels.attention_extend import extend_kernel
@@ -35,32 +35,8 @@ _PROGRAMS_PER_CORE = 4
 _FEW_SPLITS = 4
 """So many programs share a request's keys where many decode: then more programs at a time are
 better than more loads on their way in each (on an H100: benchmarks/nvidia_notes.md)."""
-
-
-class DecodeTiling(NamedTuple):
-    """How `decode_kernel` is cut.
-
-    Attributes:
-        keys: per step of the loop.
-    """
-
-    keys: int
-    num_warps: int
-    num_stages: int
-
-
-class Tiling(NamedTuple):
-    """How `extend_kernel` is cut.
-
-    Attributes:
-        rows: of queries, several heads of each token.
-        keys: per step of the loop.
-    """
-
-    rows: int
-    keys: int
-    num_warps: int
-    num_stages: int
+_CODES = {KvCoding.INT8: torch.int8, KvCoding.FP8: torch.float8_e4m3fn}
+"""What the bytes of a coded cache are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +45,7 @@ class StepPlan:
 
     Attributes:
         num_splits: programs that share the keys of one decoding request.
+        tree_bits: of the batch; None where no request has a tree.
     """
 
     num_decodes: int
@@ -78,6 +55,8 @@ class StepPlan:
     query_starts: Tensor
     kv_lengths: Tensor
     page_table: Tensor
+    positions: Tensor
+    tree_bits: Tensor | None
 
 
 class PagedAttention:
@@ -87,34 +66,24 @@ class PagedAttention:
         self._request = request
         self._traits = traits
         self._group = request.num_heads // request.num_kv_heads
-        self._block_dim = max(16, next_power_of_2(request.head_dim))
+        self._block_dim = block_dim(request)
         self._scale_log2 = request.scale * math.log2(math.e)
         self._score_factor = 1.0
         self._launch = launch_options(traits)
-        is_wide = request.dtype is Dtype.FLOAT32 or self._block_dim > 128
-        self._tiling = self._extend_tiling(is_wide)
-        self._decode_tiling = DecodeTiling(32 if is_wide else 64, 4, 3)
-        self._is_fp8 = request.kv.coding is KvCoding.FP8
+        self._tiling = extend_tiling(request, traits)
+        self._decode_tiling = decode_tiling(request)
+        coding = request.kv.coding
+        self._coded = None if coding is None else _CODES[coding]
         if request.softcap is not None:
             # tanh of the score by the cap; what it gives is scaled by the cap.
             self._score_factor = request.scale / request.softcap
             self._scale_log2 = request.softcap * math.log2(math.e)
 
-    def _extend_tiling(self, is_wide: bool) -> Tiling:
-        if is_wide:
-            tiling = Tiling(64, 32, 4, 2)
-        elif self._traits.is_cuda and self._traits.reads_operands_in_place:
-            tiling = Tiling(128, 64, 8, 3)
-        elif self._traits.is_cuda:
-            tiling = Tiling(128, 32, 8, 3)  # with 64 keys, registers spill
-        else:
-            keys = 64 if self._request.softcap is None else 32  # with 64, registers spill
-            tiling = Tiling(128, keys, 4, 3)
-        return tiling._replace(rows=max(tiling.rows, next_power_of_2(self._group)))
-
     def layouts(self) -> tuple[KvLayout, ...]:
-        """The canonical layout only."""
-        return (TokensInPageLayout(),)
+        """The canonical layout, but for codes with scales."""
+        if self._request.kv.coding is KvCoding.INT8:
+            return (ScalesBehindCodesLayout(),)
+        return (CanonicalLayout(),)
 
     def plan(self, batch: ForwardBatch, layout: KvLayout) -> StepPlan:
         """Nothing but sizes: lengths are read on the device, so that a graph may replay it."""
@@ -130,6 +99,8 @@ class PagedAttention:
             batch.query_starts,
             batch.kv_lengths,
             batch.page_table,
+            batch.positions,
+            batch.tree_bits if self._request.has_tree else None,
         )
 
     def _num_splits(self, num_decodes: int, longest: int) -> int:
@@ -140,21 +111,38 @@ class PagedAttention:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
+        return self._run(q, k, v, kv, plan, None)
+
+    def run_with_sinks(
+        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, sinks: Tensor
+    ) -> Tensor:
+        """Write, then attend; see `chiplet.api.SinkAttention.run_with_sinks`."""
+        return self._run(q, k, v, kv, plan, sinks)
+
+    def _run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: Tensor,
+        plan: StepPlan,
+        sinks: Tensor | None,
+    ) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if self._is_fp8:
-            kv = kv.view(torch.float8_e4m3fn)
+        if self._coded is not None:
+            kv = kv.view(self._coded)
         if plan.num_extends:
             k, v = self._write(k, v, kv, plan)
-            self._extend(q, k, v, kv, plan, out)
+            self._extend(q, k, v, kv, plan, sinks, out)
         if plan.num_decodes:
-            self._decode(q, k, v, kv, plan, out)
+            self._decode(q, k, v, kv, plan, sinks, out)
         return out
 
     def _write(self, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> tuple[Tensor, Tensor]:
         """Keys and values as later steps will see them. Mutates: `kv`."""
         k_seen, v_seen = (
             tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-            if self._is_fp8
+            if self._coded is not None
             else (k, v)
         )
         kv_write_kernel[(k.shape[0],)](
@@ -173,12 +161,19 @@ class PagedAttention:
             HEAD_DIM=self._request.head_dim,
             BLOCK_HEADS=next_power_of_2(self._request.num_kv_heads),
             BLOCK_DIM=self._block_dim,
-            WRITES_SEEN=self._is_fp8,
+            WRITES_SEEN=self._coded is not None,
         )
         return k_seen, v_seen
 
     def _extend(
-        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, out: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: Tensor,
+        plan: StepPlan,
+        sinks: Tensor | None,
+        out: Tensor,
     ) -> None:
         """Requests behind the decodes. Mutates: `out`, at their tokens."""
         request, tiling = self._request, self._tiling
@@ -193,6 +188,9 @@ class PagedAttention:
             plan.page_table[plan.num_decodes :],
             plan.query_starts[plan.num_decodes :],
             plan.kv_lengths[plan.num_decodes :],
+            plan.positions,
+            plan.positions if plan.tree_bits is None else plan.tree_bits,
+            plan.kv_lengths if sinks is None else sinks,
             out,
             plan.num_extends,
             self._scale_log2,
@@ -215,13 +213,22 @@ class PagedAttention:
             BLOCK_KEYS=tiling.keys,
             HAS_WINDOW=request.window is not None,
             HAS_SOFTCAP=request.softcap is not None,
+            HAS_SINKS=sinks is not None,
+            HAS_TREE=plan.tree_bits is not None,
             PRECISION=DOT_PRECISION,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
         )
 
     def _decode(
-        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan, out: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: Tensor,
+        plan: StepPlan,
+        sinks: Tensor | None,
+        out: Tensor,
     ) -> None:
         """Requests with one new token. Mutates: `out`, at their tokens, and `kv`."""
         request, splits, tiling = self._request, plan.num_splits, self._decode_tiling
@@ -239,6 +246,7 @@ class PagedAttention:
             plan.kv_rows,
             plan.page_table,
             plan.kv_lengths,
+            plan.kv_lengths if sinks is None else sinks,
             out,
             partial,
             lse,
@@ -262,6 +270,7 @@ class PagedAttention:
             BLOCK_KEYS=tiling.keys,
             HAS_WINDOW=request.window is not None,
             HAS_SOFTCAP=request.softcap is not None,
+            HAS_SINKS=sinks is not None,
             IS_SPLIT=splits > 1,
             PRECISION=DOT_PRECISION,
             OVERLAP=self._traits.can_overlap,
@@ -289,11 +298,19 @@ class PagedAttention:
 
 
 class TritonAttentionProvider:
-    """Serves causal attention with grouped keys, in 16 and 32 bits, and with a cache in fp8."""
+    """Serves attention with grouped keys in 16 and 32 bits, and with a cache in eight."""
 
     name = "triton"
     accepts = frozenset(
-        {Feature.SLIDING_WINDOW, Feature.MIXED_KV_DTYPE, Feature.FP8_KV, Feature.SOFTCAP}
+        {
+            Feature.SLIDING_WINDOW,
+            Feature.MIXED_KV_DTYPE,
+            Feature.INT8_KV,
+            Feature.FP8_KV,
+            Feature.SOFTCAP,
+            Feature.SINKS,
+            Feature.TREE_MASK,
+        }
     )
 
     def __init__(self, traits: DeviceTraits) -> None:
@@ -309,6 +326,10 @@ class TritonAttentionProvider:
             return No.because("scale", f"scores times {request.scale:g}; served: above 0")
         if request.kv.coding is KvCoding.FP8 and not self._traits.has_fp8:
             return No.because("kv", "fp8; this device has no numbers of the kind E4M3")
+        page_codes = request.kv.page_size * request.kv.num_kv_heads * request.head_dim
+        if request.kv.coding is KvCoding.INT8 and page_codes % 4:
+            text = f"int8, {page_codes} keys in a page; served: multiples of 4"
+            return No.because("kv", text, "Give --page-size a multiple of 4.")
         return Yes(Tier.GENERIC, "split decode, flash chunks")
 
     def build(self, request: AttentionRequest, context: BuildContext) -> PagedAttention:

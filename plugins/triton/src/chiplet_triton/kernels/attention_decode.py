@@ -1,12 +1,19 @@
 """Attention of one new token per request over its pages, keys and values split among programs.
 
-Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Scores are kept in base 2.
+Pages are as `caching` says. Scores are kept in base 2.
 """
 
 import triton
 import triton.language as tl
 
-from chiplet_triton.kernels.caching import bounded, to_cache
+from chiplet_triton.kernels.caching import (
+    bounded,
+    half_page,
+    int8_codes,
+    row_offset,
+    scale_offset,
+    to_cache,
+)
 from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
 
 
@@ -19,6 +26,7 @@ def decode_kernel(
     kv_rows_ptr,
     page_table_ptr,
     kv_lengths_ptr,
+    sinks_ptr,
     out_ptr,
     partial_ptr,
     partial_lse_ptr,
@@ -42,6 +50,7 @@ def decode_kernel(
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -58,10 +67,12 @@ def decode_kernel(
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
     is_head = heads < GROUP
-    head_size: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
-    v_offset: tl.constexpr = PAGE_SIZE * head_size
-    element = kv_ptr.dtype.element_ty
+    element: tl.constexpr = kv_ptr.dtype.element_ty
+    IS_INT8: tl.constexpr = element == tl.int8
+    v_offset: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
     compute = q_ptr.dtype.element_ty
+    if IS_INT8:
+        scales_ptr = kv_ptr.to(tl.pointer_type(tl.float32), bitcast=True)
 
     let_next_start(OVERLAP)
     wait_for_inputs(OVERLAP)
@@ -92,28 +103,58 @@ def decode_kernel(
         )
         row = tl.load(kv_rows_ptr + request).to(tl.int64)
         page = row // PAGE_SIZE
-        target = kv_ptr + (page * 2 * PAGE_SIZE + row - page * PAGE_SIZE) * head_size
-        target += kv_head * HEAD_DIM + dims
-        k_cached, v_cached = to_cache(k_new, element), to_cache(v_new, element)
-        tl.store(target, k_cached, mask=is_dim)
-        tl.store(target + v_offset, v_cached, mask=is_dim)
+        place = row - page * PAGE_SIZE
+        target = kv_ptr + dims
+        target += row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
         # What is cached is what later steps see: attend to it as it was rounded.
-        score = tl.sum(q.to(tl.float32) * k_cached.to(tl.float32)[None, :], axis=1)
+        if IS_INT8:
+            k_codes, k_scale = int8_codes(k_new.to(tl.float32)[None, :])
+            v_codes, v_scale = int8_codes(v_new.to(tl.float32)[None, :])
+            tl.store(target[None, :], k_codes, mask=is_dim[None, :])
+            tl.store(target[None, :] + v_offset, v_codes, mask=is_dim[None, :])
+            at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+            at += tl.arange(0, 1)
+            tl.store(scales_ptr + at, k_scale)
+            tl.store(scales_ptr + at + v_offset // 4, v_scale)
+            k_seen = k_codes.to(tl.float32) * k_scale[:, None]
+            v_seen = v_codes.to(tl.float32) * v_scale[:, None]
+        else:
+            k_cached, v_cached = to_cache(k_new, element), to_cache(v_new, element)
+            tl.store(target, k_cached, mask=is_dim)
+            tl.store(target + v_offset, v_cached, mask=is_dim)
+            k_seen = k_cached.to(tl.float32)[None, :]
+            v_seen = v_cached.to(tl.float32)[None, :]
+        score = tl.sum(q.to(tl.float32) * k_seen, axis=1)
         peak = bounded(score, score_factor, HAS_SOFTCAP) * scale_log2
-        total += 1.0
-        acc += v_cached.to(tl.float32)[None, :]
+        if HAS_SINKS:
+            sink = tl.load(sinks_ptr + q_heads, mask=is_head, other=0.0) * 1.4426950408889634
+            new = peak
+            peak = tl.maximum(new, sink)
+            share = tl.exp2(new - peak)
+            total += share + tl.exp2(sink - peak)
+            acc += v_seen * share[:, None]
+        else:
+            total += 1.0
+            acc += v_seen
 
     table = page_table_ptr + request * table_stride
     for first in range(split_start, split_end, BLOCK_KEYS):
         keys = first + tl.arange(0, BLOCK_KEYS)
         is_seen = keys < split_end
         page = tl.load(table + keys // PAGE_SIZE, mask=is_seen, other=0).to(tl.int64)
-        at = (page * 2 * PAGE_SIZE + keys % PAGE_SIZE) * head_size + kv_head * HEAD_DIM
+        place = keys % PAGE_SIZE
+        at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
         source = kv_ptr + at[:, None] + dims[None, :]
         is_loaded = is_seen[:, None] & is_dim[None, :]
         k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
-        v = tl.load(source + v_offset, mask=is_loaded, other=0.0).to(compute)
+        v = tl.load(source + v_offset, mask=is_loaded, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if IS_INT8:
+            at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+            scores *= tl.load(scales_ptr + at, mask=is_seen, other=0.0)[None, :]
+            v_scales = tl.load(scales_ptr + at + v_offset // 4, mask=is_seen, other=0.0)
+            v = v.to(tl.float32) * v_scales[:, None]
+        v = v.to(compute)
         scores = bounded(scores, score_factor, HAS_SOFTCAP)
         scores = tl.where(is_seen[None, :], scores, -1.0e30)
         new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)

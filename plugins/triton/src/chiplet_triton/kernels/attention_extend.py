@@ -1,7 +1,7 @@
-"""Causal attention of chunks of several tokens: over pages for what came before, then over the
-chunk's own keys and values as they were computed.
+"""Attention of chunks of several tokens, and of trees: over pages for what came before, then over
+the chunk's own keys and values as they were computed.
 
-Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Peaks of scores are kept in base 2.
+Pages are as `caching` says. Peaks of scores are kept in base 2.
 The query heads that share a KV head are rows of one tile, so that each key is read once for all of
 them.
 """
@@ -9,7 +9,7 @@ them.
 import triton
 import triton.language as tl
 
-from chiplet_triton.kernels.caching import bounded
+from chiplet_triton.kernels.caching import bounded, half_page, row_offset, scale_offset
 
 
 @triton.jit
@@ -30,11 +30,14 @@ def _find_request(block, query_starts_ptr, num_requests, TOKENS_PER_BLOCK: tl.co
 
 
 @triton.jit
-def _add_keys(acc, total, peak, q, k, v, is_seen, scale_log2, score_factor,
-              HAS_SOFTCAP: tl.constexpr, IS_MASKED: tl.constexpr,
+def _add_keys(acc, total, peak, q, k, v, k_scales, is_seen, scale_log2, score_factor,
+              HAS_SCALES: tl.constexpr, HAS_SOFTCAP: tl.constexpr, IS_MASKED: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
     """One block of keys; without a mask every row sees all of them."""
-    scores = bounded(tl.dot(q, k, input_precision=PRECISION), score_factor, HAS_SOFTCAP)
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    if HAS_SCALES:
+        scores *= k_scales[None, :]
+    scores = bounded(scores, score_factor, HAS_SOFTCAP)
     if IS_MASKED:
         scores = tl.where(is_seen, scores, -1.0e30)
     new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
@@ -74,7 +77,8 @@ def _attend_pages(
     PRECISION: tl.constexpr,
 ):
     """Cached keys `first_key` to `last_key`; without a mask their number is one of whole blocks."""
-    head_size: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
+    IS_INT8: tl.constexpr = kv_ptr.dtype.element_ty == tl.int8
+    half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
     for first in range(first_key, last_key, BLOCK_KEYS):
@@ -84,9 +88,10 @@ def _attend_pages(
             page = tl.load(table + keys // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
         else:
             page = tl.load(table + keys // PAGE_SIZE).to(tl.int64)
-        at = (page * 2 * PAGE_SIZE + keys % PAGE_SIZE) * head_size + kv_head * HEAD_DIM
+        place = keys % PAGE_SIZE
+        at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
         k_source = kv_ptr + at[None, :] + dims[:, None]
-        v_source = kv_ptr + PAGE_SIZE * head_size + at[:, None] + dims[None, :]
+        v_source = kv_ptr + half + at[:, None] + dims[None, :]
         if IS_MASKED:
             k = tl.load(k_source, mask=is_key[None, :] & is_dim[:, None], other=0.0)
             v = tl.load(v_source, mask=is_key[:, None] & is_dim[None, :], other=0.0)
@@ -99,9 +104,16 @@ def _attend_pages(
         is_seen = is_key[None, :]
         if HAS_WINDOW:
             is_seen &= keys[None, :] > positions[:, None] - window
+        k_scales = is_key  # of numbers that are no codes: none
+        if IS_INT8:
+            scales = kv_ptr.to(tl.pointer_type(tl.float32), bitcast=True)
+            scales += scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+            k_scales = tl.load(scales, mask=is_key, other=0.0)
+            v_scales = tl.load(scales + half // 4, mask=is_key, other=0.0)
+            v = v.to(tl.float32) * v_scales[:, None]
         acc, total, peak = _add_keys(
-            acc, total, peak, q, k.to(q.dtype), v.to(q.dtype), is_seen, scale_log2,
-            score_factor, HAS_SOFTCAP, IS_MASKED, PRECISION,
+            acc, total, peak, q, k.to(q.dtype), v.to(q.dtype), k_scales, is_seen, scale_log2,
+            score_factor, IS_INT8, HAS_SOFTCAP, IS_MASKED, PRECISION,
         )  # fmt: skip
     return acc, total, peak
 
@@ -122,16 +134,22 @@ def _attend_new(
     scale_log2,
     score_factor,
     window,
+    tree,
     ELEMENT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_TREE: tl.constexpr,
     IS_MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The chunk's keys `first_key` to `last_key`, from the tensors that they were computed into."""
+    """The chunk's keys `first_key` to `last_key`, from the tensors that they were computed into.
+
+    `tree`, if there may be one: whether the request is one, the words of each row, the position of
+    each row and where those of the new tokens are.
+    """
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
     for first in range(first_key, last_key, BLOCK_KEYS):
@@ -148,21 +166,37 @@ def _attend_new(
         else:
             k = tl.load(k_source)
             v = tl.load(v_source)
-        is_seen = (keys[None, :] <= queries[:, None]) & is_key[None, :]
+        is_seen = keys[None, :] <= queries[:, None]
+        if HAS_TREE:
+            is_tree, low, high, positions, positions_ptr = tree
+            word = tl.where((keys < 32)[None, :], low[:, None], high[:, None])
+            is_bit = ((word >> (keys % 32)[None, :]) & 1) != 0
+            is_seen = tl.where(is_tree, is_bit, is_seen)
+        is_seen &= is_key[None, :]
         if HAS_WINDOW:
-            is_seen &= keys[None, :] > queries[:, None] - window
+            if HAS_TREE:
+                at = tl.load(positions_ptr + keys, mask=is_key, other=0)
+                is_seen &= at[None, :] > positions[:, None] - window
+            else:
+                is_seen &= keys[None, :] > queries[:, None] - window
         # What is cached is what later steps see: attend to it as it is rounded there.
         k, v = k.to(ELEMENT).to(q.dtype), v.to(ELEMENT).to(q.dtype)
         acc, total, peak = _add_keys(
-            acc, total, peak, q, k, v, is_seen, scale_log2, score_factor, HAS_SOFTCAP, IS_MASKED,
-            PRECISION,
+            acc, total, peak, q, k, v, is_key, is_seen, scale_log2, score_factor, False,
+            HAS_SOFTCAP, IS_MASKED, PRECISION,
         )  # fmt: skip
     return acc, total, peak
 
 
 @triton.jit(
     do_not_specialize=["num_requests", "window", "table_stride"],
-    do_not_specialize_on_alignment=["page_table_ptr", "query_starts_ptr", "kv_lengths_ptr"],
+    do_not_specialize_on_alignment=[
+        "page_table_ptr",
+        "query_starts_ptr",
+        "kv_lengths_ptr",
+        "positions_ptr",
+        "tree_bits_ptr",
+    ],
 )
 def extend_kernel(
     q_ptr,
@@ -172,6 +206,9 @@ def extend_kernel(
     page_table_ptr,
     query_starts_ptr,
     kv_lengths_ptr,
+    positions_ptr,
+    tree_bits_ptr,
+    sinks_ptr,
     out_ptr,
     num_requests,
     scale_log2,
@@ -194,12 +231,14 @@ def extend_kernel(
     BLOCK_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_TREE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid: blocks of query tokens (num_tokens // TOKENS + num_requests at most), KV heads."""
     TOKENS: tl.constexpr = BLOCK_ROWS // BLOCK_GROUP
     # Keys and values of the chunk come rounded already where the cache has eight bits.
-    IS_CODED: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
+    IS_CODED: tl.constexpr = kv_ptr.dtype.element_ty.primitive_bitwidth == 8
     ELEMENT: tl.constexpr = q_ptr.dtype.element_ty if IS_CODED else kv_ptr.dtype.element_ty
     # Later blocks of a request have more keys: they go first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -226,6 +265,9 @@ def extend_kernel(
     )
     peak = tl.full([BLOCK_ROWS], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
+    if HAS_SINKS:
+        peak = tl.load(sinks_ptr + q_heads, mask=is_row, other=0.0) * 1.4426950408889634
+        total += 1.0
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
     table = page_table_ptr + request.to(tl.int64) * table_stride
     positions = cached + queries
@@ -234,10 +276,23 @@ def extend_kernel(
     new_end = tl.minimum(first_query + TOKENS, query_length)
     new_start = 0
     new_plain = (first_query + 1) // BLOCK_KEYS * BLOCK_KEYS
+    lowest = first_query  # what the block's first position is beyond those of cached tokens
+    tree = 0
+    if HAS_TREE:
+        is_tree = (tl.load(tree_bits_ptr + 2 * query_start) != 0) | (
+            tl.load(tree_bits_ptr + 2 * query_start + 1) != 0
+        )
+        is_query = queries < query_length
+        low = tl.load(tree_bits_ptr + 2 * tokens, mask=is_query, other=0)
+        high = tl.load(tree_bits_ptr + 2 * tokens + 1, mask=is_query, other=0)
+        positions = tl.load(positions_ptr + tokens, mask=is_query, other=0)
+        tree = (is_tree, low, high, positions, positions_ptr + query_start)
+        lowest = tl.where(is_tree, 0, first_query)
+        new_plain = tl.where(is_tree, 0, new_plain)
     if HAS_WINDOW:
-        page_start = tl.maximum(cached + first_query - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
+        page_start = tl.maximum(cached + lowest - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
         page_plain = page_start
-        new_start = tl.maximum(first_query - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
+        new_start = tl.maximum(lowest - window + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
         new_plain = new_start
     else:
         acc, total, peak = _attend_pages(
@@ -256,13 +311,13 @@ def extend_kernel(
     if not HAS_WINDOW:
         acc, total, peak = _attend_new(
             acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_start, new_plain,
-            scale_log2, score_factor, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-            HAS_WINDOW, HAS_SOFTCAP, False, PRECISION,
+            scale_log2, score_factor, window, tree, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+            HAS_WINDOW, HAS_SOFTCAP, HAS_TREE, False, PRECISION,
         )  # fmt: skip
     acc, total, peak = _attend_new(
         acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_plain, new_end,
-        scale_log2, score_factor, window, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW,
-        HAS_SOFTCAP, True, PRECISION,
+        scale_log2, score_factor, window, tree, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
+        HAS_WINDOW, HAS_SOFTCAP, HAS_TREE, True, PRECISION,
     )  # fmt: skip
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     num_heads: tl.constexpr = GROUP * NUM_KV_HEADS

@@ -1,4 +1,9 @@
-"""Numbers as a cache keeps them, and scores as a softcap bounds them."""
+"""Where a cache keeps keys and values and as what numbers, and scores as a softcap bounds them.
+
+Pages are `[num_pages, 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`. Those of codes in int8 are bytes in
+the same order, where behind the keys, and behind the values, of each page come their scales,
+`[PAGE_SIZE, NUM_KV_HEADS]` of float32.
+"""
 
 import triton
 import triton.language as tl
@@ -22,6 +27,50 @@ def _e4m3(x):
 def to_cache(x, ELEMENT: tl.constexpr):
     """Rounded to the cache's type."""
     return _e4m3(x.to(tl.float32)) if tl.float8e4nv == ELEMENT else x.to(ELEMENT)
+
+
+@triton.jit
+def int8_codes(x):
+    """Rows as `chiplet.api.KvCoding.INT8` has them: codes, and scales.
+
+    Shapes: x `[rows, dims]` float32, 0 where there is nothing.
+    """
+    largest = tl.max(tl.abs(x), axis=1)
+    inverse = tl.where(
+        largest >= 1.0e-30, tl.div_rn(tl.full(largest.shape, 127.0, tl.float32), largest), 0.0
+    )
+    # The smaller of two is no product, which a compiler would join with the sum that rounds it.
+    scaled = tl.minimum(x * inverse[:, None], 127.0)
+    rounded = (scaled + 12582912.0) - 12582912.0  # 1.5 * 2^23: steps of 1
+    return rounded.to(tl.int8), tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32))
+
+
+@triton.jit
+def half_page(PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+              IS_INT8: tl.constexpr):  # fmt: skip
+    """Elements between the keys of a page and its values."""
+    return PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
+
+
+@triton.jit
+def row_offset(page, place, kv_head, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+               HEAD_DIM: tl.constexpr, IS_INT8: tl.constexpr):  # fmt: skip
+    """First element of the keys at a place of a page."""
+    if IS_INT8:
+        half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
+        first = page * (2 * half) + place * (NUM_KV_HEADS * HEAD_DIM)
+    else:
+        first = (page * 2 * PAGE_SIZE + place) * (NUM_KV_HEADS * HEAD_DIM)
+    return first + kv_head * HEAD_DIM
+
+
+@triton.jit
+def scale_offset(page, place, kv_head, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+                 HEAD_DIM: tl.constexpr):  # fmt: skip
+    """The scale of the keys at a place of a page, in numbers of 32 bits."""
+    half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, True)
+    first: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * HEAD_DIM // 4
+    return page * (2 * half // 4) + first + place * NUM_KV_HEADS + kv_head
 
 
 @triton.jit
