@@ -9,34 +9,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from chiplet import LLM, SamplingParams
-from chiplet.formats.catalogue import find_entry, pull
-
-PROMPTS = [
-    "The capital of France is",
-    "Once upon a time, in a village by the sea,",
-    "def fibonacci(n):\n    ",
-    "The three laws of thermodynamics are",
-    "In 1969, Apollo 11",
-    "To make bread you need",
-    "import numpy as np\n\n",
-    "Dear Sir or Madam,",
-    "The square root of 144 is",
-    "Photosynthesis is the process by which",
-    "Q: Who wrote Hamlet?\nA:",
-    "1, 1, 2, 3, 5, 8,",
-    "La capitale de l'Italie est",
-    "The difference between a virus and a bacterium is",
-    "SELECT name FROM users WHERE",
-    "It was the best of times,",
-    "A haiku about autumn:\n",
-    "Water boils at",
-    "<html>\n  <head>",
-    "The quick brown fox",
-]
+from tests.models.demo_model import PROMPTS, greedy_after, load_in_transformers
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 
@@ -45,23 +21,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def transformers_model() -> PreTrainedModel:
-    path = pull("smollm2-135m")
-    assert find_entry("smollm2-135m") is not None
-    return AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=torch.float32
-    ).eval()
-
-
-@torch.no_grad()
-def _greedy_after(
-    model: PreTrainedModel, prompt: tuple[int, ...], answer: tuple[int, ...]
-) -> list[int]:
-    """What Transformers would pick after the prompt and after each token of the answer.
-
-    Equal to the answer itself if and only if greedy generation gives that answer.
-    """
-    logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
-    return logits.argmax(dim=-1).tolist()
+    return load_in_transformers()
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +40,7 @@ def test_greedy_tokens_equal_transformers(llm: LLM, transformers_model: PreTrain
     for completion in together:
         answer = completion.answers[0].token_ids
         assert len(answer) == 64
-        assert list(answer) == _greedy_after(
-            transformers_model, completion.prompt_token_ids, answer
-        )
+        assert list(answer) == greedy_after(transformers_model, completion.prompt_token_ids, answer)
 
 
 def test_alone_equals_together(llm: LLM) -> None:
