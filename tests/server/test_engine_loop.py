@@ -11,9 +11,10 @@ import pytest
 from chiplet.errors import ModelError
 from chiplet.ipc.messages import AddRequest, Refused, ToServer, pack_token_ids
 from chiplet.ipc.sockets import Inbox, Outbox
+from chiplet.request import Request, RequestOutput
 from chiplet.sampling_params import SamplingParams
 from chiplet.server.child import ENGINE_SOCKET, SERVER_SOCKET, explain_failure
-from chiplet.server.engine_loop import EngineLoop, EngineSockets
+from chiplet.server.engine_loop import EngineLoop, EngineSockets, ServedEngine
 from chiplet.server.termination import Termination
 from chiplet.testing.fake_engine import CRASH_TOKEN_ID, start_fake_engine
 from tests.server.server_process import engine_config
@@ -48,3 +49,35 @@ def test_last_words_suit_a_failure_at_any_time() -> None:
     )
     failed = explain_failure(ModelError("It is broken.", remedy="Mend it."))
     assert (failed.message, failed.remedy) == ("It is broken.", "Mend it.")
+
+
+class EagerEngine:
+    """Has time until a request comes, which it calls for; ends at its first step."""
+
+    has_work = True
+
+    def __init__(self, outbox: Outbox, fake: ServedEngine) -> None:
+        self.outbox, self.stats = outbox, fake.stats
+        self.added, self.num_asked = [], 0
+
+    def spare_s(self) -> float:
+        self.num_asked += 1
+        if self.num_asked == 1:
+            self.outbox.send(add_request("late", 5, SamplingParams(max_tokens=1)))
+        return 0.0 if self.added else 10.0
+
+    def add(self, request: Request) -> None:
+        self.added.append(request.request_id)
+
+    def step(self) -> list[RequestOutput]:
+        raise RuntimeError(f"begun with {self.added}")
+
+
+def test_a_step_takes_along_who_comes_while_there_is_time(tmp_path: Path) -> None:
+    fake, ready = start_fake_engine(engine_config(tmp_path))
+    sockets, outbox = EngineSockets.open(tmp_path), Outbox(tmp_path / ENGINE_SOCKET)
+    engine = EagerEngine(outbox, fake)
+    with pytest.raises(RuntimeError, match="late"):
+        EngineLoop(engine, sockets, ready.limits, random.Random(0), Termination()).run()
+    for each in (outbox, sockets):
+        each.close()

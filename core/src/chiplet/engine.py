@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from chiplet.crash import InUse
 from chiplet.errors import EngineError
 from chiplet.request import Request, RequestOutput
+from chiplet.scheduler.pace import Pace
 from chiplet.scheduler.scheduler import Scheduler
 from chiplet.scheduler.stats import SchedulerStats
 from chiplet.step import PendingStep, Runner, StepPlan
@@ -64,6 +66,7 @@ class Engine:
         self._runner = runner
         self._recovery = recovery
         self._in_flight: deque[_Launched] = deque()
+        self._pace = Pace()
         # Outputs that no step brought, until the next call of `step`.
         self._outputs: list[RequestOutput] = []
         # Why a step failed, until it has been looked into.
@@ -100,6 +103,17 @@ class Engine:
         """What has been mended since the last call."""
         news, self._news = self._news, []
         return news
+
+    def spare_s(self) -> float:
+        """Seconds for which `step` may still wait without keeping the device idle.
+
+        Who is added meanwhile takes part in the next step. 0 if the device, an output or a failure
+        waits, if no request that came now could take part, or if nobody knows.
+        """
+        is_waiting = bool(self._outputs) or self._failure is not None or self._fault is not None
+        if is_waiting or not self._scheduler.can_admit or self._is_next_done():
+            return 0.0
+        return self._pace.spare_s(time.perf_counter())
 
     def step(self) -> list[RequestOutput]:
         """Launch the next step, then wait for the one before it; what became known.
@@ -143,6 +157,7 @@ class Engine:
             self._fault = failure
 
     def _launch_next(self) -> bool:
+        start_s = time.perf_counter()
         plan = self._scheduler.schedule()
         if plan is None:
             return False
@@ -151,6 +166,7 @@ class Engine:
         except BaseException as error:
             self._fail(plan, error)
             return False
+        self._pace.launched(plan.num_tokens, start_s=start_s, end_s=time.perf_counter())
         return True
 
     def _is_next_done(self) -> bool:
@@ -164,7 +180,10 @@ class Engine:
     def _commit_next(self) -> None:
         launched = self._in_flight.popleft()
         try:
-            result = launched.pending.wait()
+            try:
+                result = launched.pending.wait()
+            finally:
+                self._pace.ended(time.perf_counter())
         except BaseException as error:
             self._fail(launched.plan, error)
         else:

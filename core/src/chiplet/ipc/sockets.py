@@ -63,12 +63,12 @@ class Inbox(Generic[M]):
         """The next message; blocks until there is one."""
         return self._decoder.decode(self._socket.recv())
 
-    def wait(self, other: HasFileno) -> None:
-        """Block until a message has come, or until something else can be read from."""
+    def wait(self, other: HasFileno, *, limit_s: float | None = None) -> None:
+        """Block until a message has come, something else can be read from, or time is over."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(other.fileno(), zmq.POLLIN)
-        poller.poll()
+        poller.poll(None if limit_s is None else max(1, round(1000 * limit_s)))
 
     def pending(self) -> Iterator[M]:
         """The messages that have arrived already; never blocks."""

@@ -87,6 +87,11 @@ class Scheduler:
         """Some request waits or runs, or some step is not committed."""
         return bool(self._queue or self._running or self._in_flight)
 
+    @property
+    def can_admit(self) -> bool:
+        """Whether a request that came now would be the first to get a slot."""
+        return not self._queue and self._table.num_free > 0
+
     def stats(self) -> SchedulerStats:
         """Counts at this moment."""
         kv, totals = self._kv, self._totals

@@ -42,6 +42,9 @@ from chiplet.server.termination import Terminated, Termination
 STATS_INTERVAL_S = 0.1
 """Statistics of a busy engine are sent at most this often."""
 
+_SLICE_S = 0.001
+"""While arrivals are waited for, the engine is asked so often whether it still has time."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +85,10 @@ class ServedEngine(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End a request; unknown ones are ignored."""
+        ...
+
+    def spare_s(self) -> float:
+        """Seconds for which `step` may wait for requests at no cost. Never blocks."""
         ...
 
     def step(self) -> list[RequestOutput]:
@@ -185,15 +192,23 @@ class EngineLoop:
         while True:
             if not self.engine.has_work:
                 self.sockets.inbox.wait(self.termination)
-            self.termination.check()
-            for message in self.sockets.inbox.pending():
-                self._take(message)
+            self._take_arrivals()
             outputs = self.engine.step() if self.engine.has_work else []
             for each in self.engine.take_news():
                 self.sockets.server.send(Recovered(each.message, each.plan, each.in_use))
             # Statistics go first: whoever has seen an answer's end finds it counted.
             self._send_stats()
             self._send_tokens(outputs)
+
+    def _take_arrivals(self) -> None:
+        """Take what has come, and what comes until the next step should be launched."""
+        while True:
+            self.termination.check()
+            for message in self.sockets.inbox.pending():
+                self._take(message)
+            if self.engine.spare_s() < _SLICE_S:
+                return
+            self.sockets.inbox.wait(self.termination, limit_s=_SLICE_S)
 
     def _take(self, message: ToEngine) -> None:
         match message:

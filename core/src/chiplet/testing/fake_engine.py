@@ -112,6 +112,10 @@ class FakeEngine:
         self._totals.steps += bool(self._running)
         return outputs
 
+    def spare_s(self) -> float:
+        """No time to wait: its steps take none."""
+        return 0.0
+
     def take_news(self) -> list[FakeNews]:
         """Pretended recoveries since the last call."""
         news, self._news = self._news, []
