@@ -25,7 +25,8 @@ from chiplet.testing.conformance.package_cases import package_cases
 from chiplet.testing.conformance.ranks import Ranks, on_ranks
 from chiplet.testing.conformance.report import Report
 from chiplet.testing.conformance.suite import all_cases, find_subjects, pair
-from tests.conformance.wrong_providers import ATTENTION, COMMUNICATION, LINEAR, MOE, OPS, Wrong
+from tests.conformance.wrong_linears import LINEAR
+from tests.conformance.wrong_providers import ATTENTION, COMMUNICATION, MOE, OPS, Wrong
 
 QUICK = all_cases(quick=True)
 FAMILIES = {"attention": ATTENTION, "linear": LINEAR, "moe": MOE, "ops": OPS}

@@ -70,10 +70,10 @@ def test_missing_field(field):
     ("api", "message"),
     [
         (
-            {"linear": ">=1.2"},
-            r"linear >=1\.2, newer than this core has 1\.0; update chiplet",
+            {"linear": ">=1.9"},
+            r"linear >=1\.9, newer than this core has 1\.1; update chiplet",
         ),
-        ({"linear": ">=2"}, r"linear >=2, newer than this core has 1\.0; update chiplet"),
+        ({"linear": ">=2"}, r"linear >=2, newer than this core has 1\.1; update chiplet"),
         ({"platform": "<1"}, r"platform <1, older than this core has 1\.0; update the plugin"),
         ({"platform": ">1.0,<1.0"}, r"needs interface platform <1.0,>1.0, and this core has 1\.0"),
         ({"telepathy": ">=0.1"}, "'telepathy' is unknown to this core"),

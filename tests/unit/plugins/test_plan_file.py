@@ -157,6 +157,22 @@ def test_calls_go_by_their_size():
     assert op(Rows(3), 5) == ("many", 5)
 
 
+class NamedGate(NamedImpl):
+    def run_silu_mul(self, x, packed):
+        return ("gated", packed)
+
+
+def test_gated_calls_go_by_their_size_too():
+    linear = SizedLinear([(1, NamedGate("a")), (8, NamedImpl("b")), (None, NamedGate("c"))])
+    packed = linear.pack("w")
+    run = linear.gated_run(lambda product: ("operation", product))
+    assert run is not None
+    for count, kind, name in ((1, "gated", "a"), (8, "operation", "b"), (9, "gated", "c")):
+        assert run(Rows(count), packed) == (kind, (name, "w"))
+    without = SizedLinear([(1, NamedImpl("a")), (None, NamedImpl("b"))])
+    assert without.gated_run(lambda product: product) is None
+
+
 def test_the_hash_is_of_who_serves_what(make_selector):
     def plan_of(*offers, **options):
         selector, _ = make_selector(*offers, **options)

@@ -11,7 +11,7 @@ from chiplet.plugins.self_check.moe import MOST_BYTES
 from chiplet.reference.attention import ReferenceAttention
 from chiplet.reference.linear import ReferenceLinear
 from chiplet.reference.moe import ReferenceMoe
-from chiplet.reference.ops import ReferenceOps
+from chiplet.reference.ops import ReferenceOps, silu_mul
 from chiplet.reference.platform import ReferencePlatform
 from tests.unit.plugins.test_selection import attention_request
 
@@ -124,6 +124,25 @@ def test_sinks_that_are_forgotten_are_found():
     forgetful = Wrapped(reference(request), lambda x: x)
     forgetful.run_with_sinks = lambda *arguments: forgetful.inner.run(*arguments[:-1])
     assert "differs" in CHECK.compare(request, forgetful, reference(request))
+
+
+class Gated:
+    """Applies its gate to a product that it spoils."""
+
+    def __init__(self, spoil):
+        self.inner, self.spoil = reference(LINEAR), spoil
+        self.pack, self.run = self.inner.pack, self.inner.run
+
+    def run_silu_mul(self, x, packed):
+        return silu_mul(self.spoil(self.inner.run(x, packed)))
+
+
+def test_a_gate_is_looked_at_where_it_is_asked_for():
+    gated = replace(LINEAR, is_gated=True)
+    assert CHECK.compare(gated, Gated(lambda x: x), reference(gated)) == ""
+    swapped = Gated(lambda x: x.roll(x.shape[1] // 2, dims=1))
+    assert "differs" in CHECK.compare(gated, swapped, reference(gated))
+    assert CHECK.compare(LINEAR, swapped, reference(LINEAR)) == ""
 
 
 def test_stray_writes_into_the_cache_are_found():

@@ -46,7 +46,14 @@ from chiplet.api.executable import (
 )
 from chiplet.api.features import Feature
 from chiplet.api.lifecycle import PluginContext
-from chiplet.api.linear import LinearImpl, LinearProvider, LinearRequest, Packed, RowSource
+from chiplet.api.linear import (
+    GatedLinear,
+    LinearImpl,
+    LinearProvider,
+    LinearRequest,
+    Packed,
+    RowSource,
+)
 from chiplet.api.markers import hookimpl
 from chiplet.api.models import ModelEntry
 from chiplet.api.moe import ExpertWeights, MoeImpl, MoeProvider, MoeRequest
@@ -162,6 +169,7 @@ __all__ = [
     "StepLimits",
     "StepOutputs",
     "RowSource",
+    "GatedLinear",
     "StoredCheckpoint",
     "StoredFormat",
     "StoredMatrix",

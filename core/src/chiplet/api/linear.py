@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from chiplet.api.features import Feature
 from chiplet.api.provider import Provider
@@ -26,6 +26,8 @@ class LinearRequest:
         has_bias: a bias is added.
         scheme: how the weight is quantized; None for plain weights.
         gives_rows: rows of the weight are read too; the implementation is a `RowSource`.
+        is_gated: outputs are a gate and what it is for, `out_features / 2` each, gate first, and
+            silu(gate) * up is all that is wanted of them; see `GatedLinear`.
     """
 
     role: str
@@ -35,6 +37,7 @@ class LinearRequest:
     has_bias: bool = False
     scheme: WeightScheme | None = None
     gives_rows: bool = False
+    is_gated: bool = False
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -84,6 +87,26 @@ class RowSource(Protocol):
         """Rows of the weight, in the request's dtype.
 
         Shapes: row_ids `[n] int32`, each within the weight; returns `[n, in_features]`.
+        Mutates: nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class GatedLinear(Protocol):
+    """A linear implementation that may also apply a gate before it writes.
+
+    Optional where a request `is_gated`: of an implementation without it, core calls `run` and then
+    operation silu_mul. `pack` may order outputs as this call wants them, as long as `run` gives
+    them in theirs: both are called, on the same packed weights.
+    """
+
+    def run_silu_mul(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """silu(gate) * up, where gate and up are the halves of the product, bias included.
+
+        Need not round the halves as the product does.
+
+        Shapes: x as in `LinearImpl.run`; returns `[num_tokens, out_features / 2]`.
         Mutates: nothing.
         """
         ...

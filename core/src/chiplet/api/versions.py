@@ -5,7 +5,9 @@ beside others. A major step changes what a plugin must do. docs/compatibility.md
 promise, and tests/fossils/ what keeps it.
 
 attention 1.1: `Part`. 1.2: `ForwardBatch.tree_bits`.
+linear 1.1: `LinearRequest.is_gated` and `GatedLinear`, for gates applied by the product itself.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
+models 1.2: `LayerContext.gating` and `Linear.gated`, for outputs of which half gates the other.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from __future__ import annotations
 INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "platform": (1, 0),
     "attention": (1, 2),
-    "linear": (1, 0),
+    "linear": (1, 1),
     "ops": (1, 0),
     "communication": (1, 0),
     "compilation": (1, 0),
     "moe": (1, 0),
-    "models": (1, 1),
+    "models": (1, 2),
     "quantization": (1, 0),
 }

@@ -46,6 +46,8 @@ class LayerContext:
         stored: matrices that the checkpoint holds in a coding, by their tensors' names.
         prefix: what names of the layers made here begin with in the checkpoint.
         gives_rows: rows of the linear weights made here are read too.
+        is_gated: the two parts of linear layers made here, equally wide, are a gate and what it is
+            for; see `Linear.gated`.
     """
 
     bindings: Bindings
@@ -60,6 +62,7 @@ class LayerContext:
     stored: Mapping[str, WeightScheme] = field(default_factory=dict[str, WeightScheme])
     prefix: str = ""
     gives_rows: bool = False
+    is_gated: bool = False
 
     def within(self, name: str) -> LayerContext:
         """The context of a part of the model."""
@@ -68,6 +71,10 @@ class LayerContext:
     def giving_rows(self) -> LayerContext:
         """The context of a linear layer whose weight is a table of embeddings too."""
         return replace(self, gives_rows=True)
+
+    def gating(self) -> LayerContext:
+        """The context of a linear layer that applies its gate."""
+        return replace(self, is_gated=True)
 
     def name_of(self, name: str) -> str:
         """The whole name of what the context calls so."""

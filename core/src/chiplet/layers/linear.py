@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import cast
@@ -16,11 +16,13 @@ from chiplet.api import (
     LayerFacts,
     LinearRequest,
     LinearWeights,
+    OpImpl,
     Packed,
     RowSource,
     WeightScheme,
 )
 from chiplet.layers.context import LayerContext
+from chiplet.layers.gated import gated_run
 from chiplet.layers.raw_weights import RawWeights
 from chiplet.layers.weights import Shape, Weight, WeightTarget
 from chiplet.parallel.group import RankGroup
@@ -71,6 +73,7 @@ class Linear:
             out_features=sum(widths.values()),
             dtype=context.dtype,
             has_bias=has_bias,
+            is_gated=context.is_gated,
         )
         self._products = list(_products(context, request, widths))
         self._part_products = {part: each for each in self._products for part in each.parts}
@@ -100,6 +103,22 @@ class Linear:
         if self._shard is Shard.GATHERED:
             return self._ranks.all_gather(y)[:, : self._out_features]
         return y
+
+    def gated(self, silu_mul: OpImpl) -> Callable[[Tensor], Tensor]:
+        """The layer with its gate applied: in one call where the implementation has that.
+
+        Of a layer whose context says that it `is_gated`. The callable takes x
+        `[num_tokens, in_features]` and returns `[num_tokens, half the sum of parts]`, or this
+        rank's slice of that with `Shard.OUTPUT`.
+
+        Args:
+            silu_mul: operation silu_mul, for implementations without the call.
+        """
+        product = self._products[0]
+        run = gated_run(product.impl, silu_mul) if product.is_gated else None
+        if run is None:
+            return lambda x: silu_mul(self(x))
+        return lambda x: run(x, product.packed)
 
     @property
     def gives_rows(self) -> bool:
@@ -157,6 +176,7 @@ class _Product:
     ) -> None:
         self.impl = context.bindings.linear(request)
         self.run = self.impl.run
+        self.is_gated = request.is_gated
         self.gives_rows = request.gives_rows
         if self.gives_rows:
             self.rows = cast(RowSource, self.impl).rows
@@ -177,7 +197,7 @@ def _products(
 ) -> Iterator[_Product]:
     """One for each run of parts with the same scheme."""
     schemes = {
-        part: _scheme(context, replace(request, out_features=width), part)
+        part: _scheme(context, replace(request, out_features=width, is_gated=False), part)
         for part, width in widths.items()
     }
     keys = {part: (each, part if _stands_alone(each) else "") for part, each in schemes.items()}
@@ -188,6 +208,7 @@ def _products(
             out_features=sum(parts.values()),
             scheme=scheme,
             gives_rows=context.gives_rows and scheme is not None,
+            is_gated=request.is_gated and len(parts) == len(widths),
         )
         yield _Product(context, asked, parts)
 

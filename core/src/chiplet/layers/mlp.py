@@ -25,7 +25,7 @@ class GatedMlp:
         has_bias: bool,
     ) -> None:
         self.gate_up_proj = Linear(
-            context,
+            context.gating(),
             "gate_up_proj",
             in_features=hidden_size,
             parts={"gate_proj": intermediate_size, "up_proj": intermediate_size},
@@ -40,11 +40,11 @@ class GatedMlp:
             has_bias=has_bias,
             shard=Shard.INPUT,
         )
-        self._silu_mul = context.op(Op.SILU_MUL)
+        self._gated = self.gate_up_proj.gated(context.op(Op.SILU_MUL))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Shapes: x and result `[num_tokens, hidden_size]`."""
-        return self.down_proj(self._silu_mul(self.gate_up_proj(x)))
+        return self.down_proj(self._gated(x))
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:
         """Names of the checkpoint's tensors, and where they go."""

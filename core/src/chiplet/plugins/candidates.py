@@ -123,7 +123,8 @@ def summary_of(request: Request) -> str:
             scheme = f" ({request.scheme})" if request.scheme is not None else ""
             shape = f"{request.in_features} -> {request.out_features}"
             rows = ", gives rows" if request.gives_rows else ""
-            return f"{shape}{bias}, {request.dtype}{scheme}{rows}"
+            gate = ", gated" if request.is_gated else ""
+            return f"{shape}{bias}, {request.dtype}{scheme}{rows}{gate}"
         case MoeRequest():
             sizes = f"{request.hidden_size} -> {request.intermediate_size}"
             return f"{request.top_k} of {request.num_experts}, {sizes}, {request.dtype}"

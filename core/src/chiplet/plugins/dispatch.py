@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from chiplet.api import OpImpl
+from chiplet.layers.gated import GatedRun, gated_run, run_then_gate
+
 Row = tuple[int, Callable[..., Any], int]
 """Most tokens, what to call, and which packed weights."""
 
@@ -44,6 +47,25 @@ class SizedLinear:
             if num_tokens <= most:
                 return run(x, packed[index])
         return self._last(x, packed[-1])
+
+    def gated_run(self, silu_mul: OpImpl) -> GatedRun | None:
+        """The table of gated calls; None if all would be a product and the operation."""
+        found = [gated_run(impl, silu_mul) for impl in self._impls]
+        if not any(found):
+            return None
+        pairs = zip(self._impls, found, strict=True)
+        runs = [run or run_then_gate(impl, silu_mul) for impl, run in pairs]
+        rows = [(most, runs[index], index) for most, _, index in self._rows]
+        last = runs[-1]
+
+        def run_by_size(x: Any, packed: tuple[Any, ...]) -> Any:
+            num_tokens = x.shape[0]
+            for most, run, index in rows:
+                if num_tokens <= most:
+                    return run(x, packed[index])
+            return last(x, packed[-1])
+
+        return run_by_size
 
 
 def sized_op(rows: Sequence[tuple[int | None, Callable[..., Any]]]) -> Callable[..., Any]:

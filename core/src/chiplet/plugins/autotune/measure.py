@@ -17,9 +17,11 @@ from chiplet.api import (
     Platform,
 )
 from chiplet.layers.context import cache_dtype, torch_dtype
+from chiplet.layers.gated import gated_run
 from chiplet.plugins.autotune.tuner import TunedRequest
 from chiplet.plugins.self_check.attention import make_batch
 from chiplet.plugins.self_check.linear import make_weights
+from chiplet.reference.ops import silu_mul
 
 MOST_DECODES = 64
 """More tokens than these are taken for a prompt, fewer for one new token each of many requests."""
@@ -74,7 +76,9 @@ def _linear_call(
     num_copies = min(_MOST_COPIES, 1 + _WEIGHTS_BYTES // size_bytes)
     weights = make_weights(request, random, device)
     copies = cycle([impl.pack(weights.mapped(torch.clone)) for _ in range(num_copies)])
-    return lambda: impl.run(x, next(copies))
+    # Who has no such call is measured without its gate, which another provider may apply.
+    run = (gated_run(impl, silu_mul) if request.is_gated else None) or impl.run
+    return lambda: run(x, next(copies))
 
 
 def _attention_call(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from chiplet.api import LinearImpl, LinearRequest, LinearWeights
 from chiplet.layers.context import torch_dtype
+from chiplet.layers.gated import GatedRun, gated_run, run_then_gate
+from chiplet.reference.ops import silu_mul
 from chiplet.reference.quantization import random_weights
 
 _TOKENS = (1, 7)
@@ -19,12 +21,15 @@ prime number of rows, repeated, still shows a block that is out of place."""
 
 
 def run_linear(request: LinearRequest, impl: LinearImpl, device: torch.device) -> Sequence[Tensor]:
-    """Results of one token and of a few, always of the same numbers."""
+    """Results of one token and of a few, always of the same numbers; then with a gate, if asked."""
     random = torch.Generator().manual_seed(1)
     k, dtype = request.in_features, torch_dtype(request.dtype)
     x = torch.randn(max(_TOKENS), k, generator=random).to(dtype).to(device)
     packed = impl.pack(make_weights(request, random, device))
-    return [impl.run(x[:count], packed) for count in _TOKENS]
+    runs: list[GatedRun] = [impl.run]
+    if request.is_gated:
+        runs.append(gated_run(impl, silu_mul) or run_then_gate(impl, silu_mul))
+    return [run(x[:count], packed) for run in runs for count in _TOKENS]
 
 
 def make_weights(

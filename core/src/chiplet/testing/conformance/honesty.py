@@ -137,7 +137,7 @@ def _linear(random: Random) -> LinearRequest:
     scheme: WeightScheme | None = random.choice((None, *WEIGHT_SCHEMES))
     # All schemes divide 256 inputs into whole groups.
     num_inputs = random.choice(widths) if scheme is None else 256 * random.choice((1, 2, 3))
-    return LinearRequest(
+    request = LinearRequest(
         role=random.choice(("qkv_proj", "o_proj", "lm_head", "something_new")),
         in_features=num_inputs,
         out_features=random.choice(widths),
@@ -145,6 +145,7 @@ def _linear(random: Random) -> LinearRequest:
         has_bias=random.random() < 0.5,
         scheme=scheme,
     )
+    return replace(request, is_gated=request.out_features % 2 == 0 and not request.has_bias)
 
 
 def _moe(random: Random) -> MoeRequest:

@@ -11,6 +11,7 @@ from chiplet.api import (
     Activations,
     BuildContext,
     Coding,
+    GatedLinear,
     LinearProvider,
     LinearRequest,
     LinearWeights,
@@ -19,6 +20,7 @@ from chiplet.api import (
     Yes,
 )
 from chiplet.reference.linear import quantized_product
+from chiplet.reference.ops import silu_mul
 from chiplet.reference.quantization import random_weights
 from chiplet.testing.conformance.guards import Placement, place
 from chiplet.testing.conformance.tolerance import EPSILON, TORCH_DTYPES, assert_close
@@ -36,7 +38,8 @@ def check_linear(
 ) -> bool:
     """Whether the provider serves the request; if it does, its result is compared.
 
-    Of several tokens one is all zero. NaN lies around the input, and beside its rows where they
+    So is the gated call of an implementation that has it, where a gate is asked for. Of several
+    tokens one is all zero. NaN lies around the input, and beside its rows where they
     are `WIDE`.
 
     Args:
@@ -68,6 +71,14 @@ def check_linear(
     plain, exact = _products(x[compared], weights)
     slack = _slack(request, provider.assess(request))
     assert_close(result[compared], plain, exact, what, slack=slack)
+    if request.is_gated and isinstance(impl, GatedLinear):
+        gated = impl.run_silu_mul(placed, packed).cpu()
+        assert torch.equal(buffer.whole, before), f"{provider.name} changes its input for a gate"
+        assert gated.shape == (num_tokens, request.out_features // 2), f"{what}: {gated.shape}"
+        # A factor's error counts as often as the other factor is large.
+        assert_close(
+            gated[compared], silu_mul(plain), silu_mul(exact), f"{what}, gated", slack=2 * slack
+        )
     return True
 
 

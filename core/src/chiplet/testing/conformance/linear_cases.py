@@ -18,6 +18,8 @@ SHAPES = ((64, 96), (100, 33), (1, 1), (576, 1536), (192, 64), (8, 4096), (4096,
 QUANTIZED_SHAPES = ((256, 192), (768, 33))
 """Whole groups of inputs, whatever the scheme; round and odd numbers of outputs."""
 
+GATED_SHAPES = ((64, 96), (100, 34), (576, 1536))
+
 NUM_TOKENS = (1, 2, 7, 33, 129)
 
 
@@ -34,10 +36,22 @@ def linear_cases() -> Iterator[Case]:
             is_quick = is_quick and has_bias == (dtype is Dtype.BFLOAT16)
             request = _request(shape, dtype, has_bias=has_bias, scheme=scheme)
             yield _case(request, num_tokens, is_quick=is_quick)
+    yield from _gated_cases()
     for dtype, scheme in product(Dtype, (None, *WEIGHT_SCHEMES)):
         yield from _harder_cases(dtype, scheme)
     for shape, dtype in product(((64, 96), (576, 1536)), Dtype):
         yield _sliced_case(_request(shape, dtype))
+
+
+def _gated_cases() -> Iterator[Case]:
+    """Layers whose outputs are a gate and what it is for, with the call that applies it."""
+    for shape, dtype, num_tokens in product(GATED_SHAPES, Dtype, (1, 7, 129)):
+        request = _request(shape, dtype, has_bias=num_tokens == 7, is_gated=True)
+        yield _case(request, num_tokens, is_quick=shape == GATED_SHAPES[0])
+    for scheme, dtype, num_tokens in product(WEIGHT_SCHEMES, Dtype, (1, 7)):
+        shape, is_quick = QUANTIZED_SHAPES[0], num_tokens == 7 and dtype is Dtype.BFLOAT16
+        request = _request(shape, dtype, has_bias=num_tokens == 1, scheme=scheme, is_gated=True)
+        yield _case(request, num_tokens, has_spoilt_row=num_tokens == 7, is_quick=is_quick)
 
 
 def _harder_cases(dtype: Dtype, scheme: WeightScheme | None) -> Iterator[Case]:
@@ -55,6 +69,7 @@ def _request(
     *,
     has_bias: bool = False,
     scheme: WeightScheme | None = None,
+    is_gated: bool = False,
 ) -> LinearRequest:
     return LinearRequest(
         role="conformance",
@@ -63,6 +78,7 @@ def _request(
         dtype=dtype,
         has_bias=has_bias,
         scheme=scheme,
+        is_gated=is_gated,
     )
 
 
@@ -87,6 +103,7 @@ def _case(
     features = [
         str(request.scheme) if request.scheme is not None else "",
         "bias" if request.has_bias else "",
+        "gated" if request.is_gated else "",
         f"{placement} inputs" if placement is not Placement.WIDE else "",
         "a row of NaN" if has_spoilt_row else "",
     ]
@@ -124,6 +141,7 @@ def _named(
         require_served(subject, request)
         check(subject)
 
+    # A gate changes nothing in what is promised: the product is served with it or without.
     words = (
         f"linear {_shape(request)}",
         str(request.dtype),
@@ -136,8 +154,8 @@ def _named(
         dtype=str(request.dtype),
         feature=feature,
         name=name,
-        request=", ".join(filter(None, words)),
-        asked=request,
+        request="" if request.is_gated else ", ".join(filter(None, words)),
+        asked=None if request.is_gated else request,
         is_quick=is_quick,
         check=if_served,
     )
