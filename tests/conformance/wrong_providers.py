@@ -379,6 +379,16 @@ OPS = {
     "gate and up swapped": _only(
         Op.SILU_MUL, lambda x: REFERENCE_OPS[Op.SILU_MUL](torch.cat(x.chunk(2, -1)[::-1], -1))
     ),
+    "bits from the wrong end": _only(
+        Op.MASK_TOKENS,
+        lambda x, mask: REFERENCE_OPS[Op.MASK_TOKENS](x.flip(1), mask).flip(1),
+        "infinite",
+    ),
+    "minus infinity added": _only(
+        Op.MASK_TOKENS,
+        lambda x, mask: x + REFERENCE_OPS[Op.MASK_TOKENS](torch.zeros_like(x), mask),
+        "infinite|NaN in the result",
+    ),
     "top-p ignored": _only(
         Op.SAMPLE,
         lambda x, t, k, p, m, u, f: REFERENCE_OPS[Op.SAMPLE](x, t, k, torch.ones_like(p), m, u, f),

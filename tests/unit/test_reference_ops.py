@@ -58,6 +58,23 @@ def test_penalties_one_by_one() -> None:
     assert frequent.tolist() == [[2.0, -2.5, 0.5, 2.0]]
 
 
+def test_a_mask_forbids_tokens_by_their_bits() -> None:
+    logits = torch.randn(3, 40)
+    logits[1, 39] = torch.nan
+    allowed = [{0, 31, 32}, set(range(39)), set[int]()]
+    words = [[0] * 2 for _ in allowed]
+    for row, tokens in zip(words, allowed, strict=True):
+        for token in tokens:
+            row[token // 32] |= 1 << token % 32
+    words[2][1] = 0xFFFFFF00  # beyond the vocabulary
+    mask = torch.tensor(words).int()  # wraps around to the sign
+    masked = ops.mask_tokens(logits, mask)
+    for row, tokens in enumerate(allowed):
+        for token in range(40):
+            expected = logits[row, token] if token in tokens else -torch.inf
+            assert masked[row, token] == expected
+
+
 def _draw(
     probs: list[float],
     uniforms: torch.Tensor,

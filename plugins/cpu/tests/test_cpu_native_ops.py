@@ -23,8 +23,10 @@ SERVED = (
     Op.ROTARY,
     Op.SILU_MUL,
     Op.PENALIZE,
+    Op.MASK_TOKENS,
     Op.SAMPLE,
 )
+FLOAT32_ONLY = (Op.PENALIZE, Op.MASK_TOKENS, Op.SAMPLE)
 
 
 def test_kernels_are_there_where_they_were_built():
@@ -61,7 +63,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(isa):
 def test_ops(isa, threads, op, dtype, num_rows):
     request = OpRequest(op=op, dtype=dtype)
     served = check_op(NativeOpsProvider(), request, CONTEXT, size=OpSize(num_rows))
-    assert served is (op not in (Op.PENALIZE, Op.SAMPLE) or dtype is Dtype.FLOAT32)
+    assert served is (op not in FLOAT32_ONLY or dtype is Dtype.FLOAT32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -101,6 +103,23 @@ def test_a_norm_of_nan_is_nan(isa):
     x = torch.ones(1, 16, dtype=torch.bfloat16)
     x[0, 3] = torch.nan
     assert norm(x, torch.ones(16, dtype=torch.bfloat16), 1e-5).isnan().all()
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 64, 4099])
+def test_a_mask_copies_what_it_allows_bit_by_bit(isa, threads, vocab):
+    mask_tokens = NativeOpsProvider().build(
+        OpRequest(op=Op.MASK_TOKENS, dtype=Dtype.FLOAT32), CONTEXT
+    )
+    random = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(9, vocab + 5, generator=random)[:, :vocab]
+    logits[3] = torch.inf
+    words = torch.randint(0, 2**32, (9, -(-vocab // 32) + 2), generator=random)
+    mask = words.int()[:, :-2]
+    is_allowed = torch.tensor(
+        [[row[i // 32] >> i % 32 & 1 for i in range(vocab)] for row in words.tolist()]
+    ).bool()
+    expected = torch.where(is_allowed, logits, -torch.inf)
+    assert torch.equal(mask_tokens(logits, mask), expected)
 
 
 FILTERS = (

@@ -28,6 +28,7 @@ class Op(StrEnum):
     ROTARY = "rotary"
     SILU_MUL = "silu_mul"
     PENALIZE = "penalize"
+    MASK_TOKENS = "mask_tokens"
     ARGMAX = "argmax"
     SAMPLE = "sample"
     TOP_LOGPROBS = "top_logprobs"
@@ -131,6 +132,20 @@ class Penalize(Protocol):
     ) -> Tensor:
         """Shapes: logits `[n, vocab] float32`; is_in_prompt `[n, vocab] bool`; output_counts
         `[n, vocab] int32`; the rest `[n] float32`; returns `[n, vocab] float32`.
+        """
+        ...
+
+
+class MaskTokens(Protocol):
+    """Forbids tokens, as a grammar does: their logits become -infinity, whatever they were.
+
+    Bit t % 32 of word t // 32 of a row is 1 if token t is allowed; bits beyond the vocabulary may
+    be anything. A row that forbids nothing, or everything, is no exception.
+    """
+
+    def __call__(self, logits: Tensor, mask: Tensor, /) -> Tensor:
+        """Shapes: logits `[n, vocab] float32`; mask `[n, ceil(vocab / 32)] int32`; rows of both
+        possibly apart; returns `[n, vocab] float32`.
         """
         ...
 

@@ -6,6 +6,7 @@ promise, and tests/fossils/ what keeps it.
 
 attention 1.1: `Part`. 1.2: `ForwardBatch.tree_bits`.
 linear 1.1: `LinearRequest.is_gated` and `GatedLinear`, for gates applied by the product itself.
+ops 1.1: `Op.MASK_TOKENS`, for grammars.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
 models 1.2: `LayerContext.gating` and `Linear.gated`, for outputs of which half gates the other.
 """
@@ -16,7 +17,7 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "platform": (1, 0),
     "attention": (1, 2),
     "linear": (1, 1),
-    "ops": (1, 0),
+    "ops": (1, 1),
     "communication": (1, 0),
     "compilation": (1, 0),
     "moe": (1, 0),

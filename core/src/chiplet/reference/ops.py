@@ -76,6 +76,14 @@ def penalize(
     return result - frequency.unsqueeze(1) * output_counts
 
 
+def mask_tokens(logits: Tensor, mask: Tensor) -> Tensor:
+    """Forbids tokens by packed bits; see `chiplet.api.ops.MaskTokens`."""
+    places = torch.arange(32, dtype=torch.int32, device=mask.device)
+    is_allowed = (mask.unsqueeze(2) >> places) & 1  # [n, words, 32]
+    is_forbidden = is_allowed.flatten(1)[:, : logits.shape[1]] == 0
+    return logits.masked_fill(is_forbidden, -torch.inf)
+
+
 def argmax(logits: Tensor) -> Tensor:
     """The likeliest token of each row; see `chiplet.api.ops.Argmax`."""
     return logits.argmax(dim=-1).int()
@@ -139,6 +147,7 @@ REFERENCE_OPS: Mapping[Op, OpImpl] = {
     Op.ROTARY: rotary,
     Op.SILU_MUL: silu_mul,
     Op.PENALIZE: penalize,
+    Op.MASK_TOKENS: mask_tokens,
     Op.ARGMAX: argmax,
     Op.SAMPLE: sample,
     Op.TOP_LOGPROBS: top_logprobs,

@@ -59,6 +59,12 @@ def _penalize(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     return _logits(random), torch.rand(_ROWS, _VOCAB, generator=random) < 0.2, counts, *factors
 
 
+def _mask_tokens(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
+    shape = (_ROWS, -(-_VOCAB // 32))
+    mask = torch.randint(-(2**31), 2**31, shape, generator=random, dtype=torch.int32)
+    return _logits(random), mask
+
+
 def _argmax(dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     return (_logits(random).to(dtype),)
 
@@ -96,6 +102,7 @@ MAKERS: Mapping[Op, _Maker] = {
     Op.ROTARY: _rotary,
     Op.SILU_MUL: _silu_mul,
     Op.PENALIZE: _penalize,
+    Op.MASK_TOKENS: _mask_tokens,
     Op.ARGMAX: _argmax,
     Op.SAMPLE: _sample,
     Op.TOP_LOGPROBS: _top_logprobs,

@@ -25,7 +25,15 @@ _LARGE_VOCAB = 151_669
 _HEADS = ((1, 1, 2), (3, 1, 6), (5, 5, 80), (8, 2, 128), (2, 1, 256))
 
 _OF_WIDTH = (Op.EMBEDDING, Op.RMS_NORM, Op.ADD_RMS_NORM, Op.SILU_MUL)
-_OF_VOCAB = (Op.FEED, Op.EMBEDDING, Op.PENALIZE, Op.ARGMAX, Op.SAMPLE, Op.TOP_LOGPROBS)
+_OF_VOCAB = (
+    Op.FEED,
+    Op.EMBEDDING,
+    Op.PENALIZE,
+    Op.MASK_TOKENS,
+    Op.ARGMAX,
+    Op.SAMPLE,
+    Op.TOP_LOGPROBS,
+)
 
 _QUICK: Mapping[Op, tuple[OpSize, ...]] = {
     **dict.fromkeys(_OF_WIDTH, (OpSize(_QUICK_ROWS, width=33),)),

@@ -94,6 +94,20 @@ def _penalize(size: OpSize, dtype: torch.dtype, random: Generator) -> Sequence[A
     )
 
 
+def _mask_tokens(size: OpSize, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
+    """Rows of wider tensors: one forbids all, one nothing, and what is forbidden may be NaN."""
+    n, num_words = size.num_rows, -(-size.vocab // 32)
+    logits = torch.randn(n, size.vocab + 3, generator=random) * 3
+    shape = (n, num_words + 1)
+    mask = torch.randint(-(2**31), 2**31, shape, generator=random, dtype=torch.int32)
+    mask[n // 2] = -1
+    mask[n // 2, -2:] = 2**31 - 1  # all but one bit, that of the sign
+    mask[n // 3] = 0
+    mask[-1, 0] &= ~1
+    logits[-1, 0] = torch.nan
+    return logits[:, : size.vocab], mask[:, :num_words]
+
+
 def _argmax(size: OpSize, dtype: torch.dtype, random: Generator) -> Sequence[Any]:
     """Rows of a wider tensor, with ties; one of them is -infinity but for its last token."""
     logits = torch.randn(size.num_rows, size.vocab + 3, generator=random) * 3
@@ -146,6 +160,7 @@ _MAKERS: Mapping[Op, Callable[[OpSize, torch.dtype, Generator], Sequence[Any]]] 
     Op.ROTARY: _rotary,
     Op.SILU_MUL: _silu_mul,
     Op.PENALIZE: _penalize,
+    Op.MASK_TOKENS: _mask_tokens,
     Op.ARGMAX: _argmax,
     Op.SAMPLE: _sample,
     Op.TOP_LOGPROBS: _top_logprobs,

@@ -91,3 +91,22 @@ static void penalize(const PenalizeArgs& a, int64_t begin, int64_t end) {
     }
   }
 }
+
+// A word's bits are spread over its tokens, without a branch.
+static void mask_word(const float* logits, uint32_t bits, int64_t count, float* out) {
+  for (int64_t bit = 0; bit < count; ++bit) {
+    out[bit] = bits >> bit & 1 ? logits[bit] : -__builtin_inff();
+  }
+}
+
+static void mask_tokens(const MaskArgs& a, int64_t begin, int64_t end) {
+  constexpr int64_t kBits = 32;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* logits = a.logits + row * a.stride;
+    const uint32_t* mask = a.mask + row * a.mask_stride;
+    float* out = a.out + row * a.width;
+    int64_t i = 0;
+    for (; i + kBits <= a.width; i += kBits) mask_word(logits + i, mask[i / kBits], kBits, out + i);
+    if (i < a.width) mask_word(logits + i, mask[i / kBits], a.width - i, out + i);
+  }
+}

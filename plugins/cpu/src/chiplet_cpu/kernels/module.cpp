@@ -75,6 +75,14 @@ void penalize(void* logits, int64_t stride, void* is_in_prompt, int64_t prompt_s
   });
 }
 
+void mask_tokens(void* logits, int64_t stride, void* mask, int64_t mask_stride, int64_t rows,
+                 int64_t width, void* out) {
+  MaskArgs a{(float*)logits, (uint32_t*)mask, (float*)out, stride, mask_stride, width};
+  pool::for_ranges(rows, row_grain(8 * width), [&](int64_t begin, int64_t end) {
+    kernels().mask_tokens(a, begin, end);
+  });
+}
+
 void argmax(int64_t dtype, void* x, int64_t stride, int64_t rows, int64_t width, void* out) {
   ArgmaxArgs a{x, (int32_t*)out, stride, width};
   pool::for_ranges(rows, row_grain(2 * width), [&](int64_t begin, int64_t end) {
@@ -196,6 +204,7 @@ PyMethodDef g_methods[] = {
     binding::kernel<silu_mul>("silu_mul"),
     binding::kernel<sample>("sample"),
     binding::kernel<penalize>("penalize"),
+    binding::kernel<mask_tokens>("mask_tokens"),
     binding::kernel<argmax>("argmax"),
     binding::kernel<take_rows>("take_rows"),
     binding::kernel<feed>("feed"),

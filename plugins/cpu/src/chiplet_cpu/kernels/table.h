@@ -43,6 +43,13 @@ struct PenalizeArgs {
   int64_t stride, prompt_stride, counts_stride, width;
 };
 
+struct MaskArgs {
+  const float* logits;    // [rows, width]
+  const uint32_t* mask;   // [rows, ceil(width / 32)]
+  float* out;             // [rows, width], contiguous
+  int64_t stride, mask_stride, width;
+};
+
 struct ArgmaxArgs {
   const void* x;
   int32_t* out;  // [rows]
@@ -196,6 +203,7 @@ struct Kernels {
   void (*attend)(const AttentionArgs&, const AttentionItem*, int64_t begin, int64_t end);
   void (*join_parts)(const AttentionArgs&, const AttentionJoin*, int64_t begin, int64_t end);
   void (*penalize)(const PenalizeArgs&, int64_t begin, int64_t end);
+  void (*mask_tokens)(const MaskArgs&, int64_t begin, int64_t end);
   void (*argmax)(Dtype, const ArgmaxArgs&, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);
 };

@@ -147,6 +147,20 @@ def _make_penalize(code: int) -> OpImpl:
     return penalize
 
 
+def _make_mask_tokens(code: int) -> OpImpl:
+    kernel = native.library.mask_tokens
+
+    def mask_tokens(logits: Tensor, mask: Tensor) -> Tensor:
+        """Forbids tokens by packed bits; see `chiplet.api.ops.MaskTokens`."""
+        rows, vocab = logits.shape
+        out = torch.empty((rows, vocab), dtype=torch.float32)
+        at, to = logits.data_ptr(), out.data_ptr()
+        kernel(at, logits.stride(0), mask.data_ptr(), mask.stride(0), rows, vocab, to)
+        return out
+
+    return mask_tokens
+
+
 def _make_argmax(code: int) -> OpImpl:
     kernel = native.library.argmax
 
@@ -202,11 +216,12 @@ _MAKERS: dict[Op, Callable[[int], OpImpl]] = {
     Op.ROTARY: _make_rotary,
     Op.SILU_MUL: _make_silu_mul,
     Op.PENALIZE: _make_penalize,
+    Op.MASK_TOKENS: _make_mask_tokens,
     Op.SAMPLE: _make_sample,
 }
 
 
-_FLOAT32_ONLY = frozenset({Op.PENALIZE, Op.SAMPLE})
+_FLOAT32_ONLY = frozenset({Op.PENALIZE, Op.MASK_TOKENS, Op.SAMPLE})
 
 
 class NativeOpsProvider:
