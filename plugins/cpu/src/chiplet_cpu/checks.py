@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chiplet.api import Check, CheckStatus, DeviceProbe
 from chiplet_cpu import native
 from chiplet_cpu.host import memory_info, usable_cores
+from chiplet_cpu.topology import Node, read_nodes
 
 _SMALL_MEMORY_BYTES = 2 << 30
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -14,7 +17,11 @@ def run_checks(device: DeviceProbe | None) -> list[Check]:
     """One line each on cores, instruction sets, kernels and memory."""
     if device is None:
         return []
-    return [_cores(), _instruction_sets(device), _kernels(), _memory()]
+    checks = [_cores(), _instruction_sets(device), _kernels(), _memory()]
+    nodes = read_nodes()
+    if len(nodes) > 1:
+        checks.append(_nodes(nodes))
+    return checks
 
 
 def _cores() -> Check:
@@ -55,3 +62,13 @@ def _memory() -> Check:
         remedy = "Free memory or raise the container's limit."
         return Check("cpu memory", CheckStatus.WARNING, detail, remedy)
     return Check("cpu memory", CheckStatus.OK, detail)
+
+
+def _nodes(nodes: Sequence[Node]) -> Check:
+    """No fault: an engine serves on several nodes too, at the cost of traffic between them."""
+    sizes = ", ".join(f"{each.index} of {len(each.cores)} cores" for each in nodes)
+    detail = (
+        f"{sizes}; an engine's memory comes from all in turn. A server for each node, with "
+        f"--plugin-option chiplet-cpu.numa_node={nodes[0].index} and so on, has no traffic between"
+    )
+    return Check("cpu nodes", CheckStatus.OK, detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 # The type words of kernels/types.h.
@@ -60,15 +61,26 @@ def use_instruction_set(name: str) -> None:
     """Serve with this one, or with `TILES_MODEL`, from now on.
 
     Raises:
-        ValueError: the build lacks it, or the processor does.
+        ValueError: the build lacks it, or the processor does; or there are no kernels at all.
     """
+    if library is None:
+        raise ValueError(f"Instruction set '{name}' cannot be used: {explanation()}. {remedy()}")
     if name not in (*instruction_sets(), TILES_MODEL):
         allowed = ", ".join(instruction_sets())
         raise ValueError(f"Instruction set '{name}' cannot be used; choose one of {allowed}.")
     library.use_isa(name)
 
 
-def set_threads(count: int) -> None:
-    """How many threads work on an operation, the calling one included."""
-    if library is not None:
-        library.set_threads(count)
+def set_threads(count: int, processors: Sequence[int] = ()) -> None:
+    """How many threads work on an operation, the calling one included.
+
+    Args:
+        count: of threads.
+        processors: where each of them is bound, but the first, which is the caller's; empty
+            leaves them as they are.
+    """
+    if library is None:
+        return
+    library.set_threads(count)
+    for index, processor in enumerate(processors):
+        library.bind_thread(index, processor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -19,11 +20,17 @@ from chiplet.api import (
     StepLimits,
 )
 from chiplet_cpu import native
-from chiplet_cpu.host import memory_info, usable_cores
+from chiplet_cpu.cgroup import cpu_quota
+from chiplet_cpu.host import memory_info
+from chiplet_cpu.placement import MemoryPolicy, Placement, PlacementOptions, apply_to_thread, place
 from chiplet_cpu.recording.arena import Arena
 from chiplet_cpu.recording.buckets import decode_buckets
 from chiplet_cpu.recording.executable import RecordedStep
 from chiplet_cpu.recording.huge_pages import HugePages
+from chiplet_cpu.thread_trial import faster
+from chiplet_cpu.topology import read_nodes
+
+_log = logging.getLogger(__name__)
 
 _FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -35,20 +42,40 @@ class CpuPlatform:
     torch_device = torch.device("cpu")
     execution = Execution.OP
 
-    def __init__(self, device: DeviceProbe) -> None:
+    def __init__(self, device: DeviceProbe, options: PlacementOptions | None = None) -> None:
+        self._options = options or PlacementOptions()
+        self._placement: Placement | None = None
         self._arena = Arena()
         self._huge_pages = HugePages()
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
 
     def activate(self) -> None:
-        """One thread per usable core, as more would fight over them; or what the user set."""
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(usable_cores())
-        native.set_threads(torch.get_num_threads())
+        """Put threads and memory where they are best off, the first time; see `placement`."""
+        if self._placement is None:
+            self._placement = self._place()
+        apply_to_thread(self._placement)
+        torch.set_num_threads(self._placement.threads)
+        native.set_threads(self._placement.threads, self._placement.pins)
+
+    def _place(self) -> Placement:
+        if not native.is_available():
+            _log.warning(
+                "Torch's operations serve on the CPU: %s. %s",
+                native.explanation(),
+                native.remedy(),
+            )
+        placement = place(read_nodes(), cpu_quota(), self._options, faster)
+        _log.info("CPU: %s", placement.reason)
+        return placement
 
     def memory(self) -> MemoryInfo:
-        """Main memory, or what the container leaves of it."""
-        return memory_info()
+        """Main memory, or what the container or the node leaves of it."""
+        memory = memory_info()
+        if self._placement is None or self._placement.policy is not MemoryPolicy.BIND:
+            return memory
+        (node,) = (each for each in read_nodes() if each.index in self._placement.nodes)
+        free_bytes = node.free_bytes or memory.free_bytes
+        return replace(memory, free_bytes=min(memory.free_bytes, free_bytes))
 
     def supported_dtypes(self) -> tuple[str, ...]:
         """bfloat16 first where the processor computes in it."""

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import chiplet.api as api
-from chiplet_cpu import checks, defaults
+from chiplet_cpu import checks, defaults, native
 from chiplet_cpu import host as this_host
+from chiplet_cpu.placement import PlacementOptions
+
+
+class Given:
+    """What hook `configure` was told, for the hooks after it.
+
+    Attributes:
+        placement: of threads and memory.
+    """
+
+    placement = PlacementOptions()
+
+
+GIVEN = Given()
+
+
+@api.hookimpl
+def configure(context: api.PluginContext) -> None:
+    """Take what the user said of threads, nodes and instruction sets."""
+    GIVEN.placement = PlacementOptions.read(context.options)
+    wanted = context.options.get("isa")
+    if wanted is not None:
+        native.use_instruction_set(wanted)
 
 
 @api.hookimpl
@@ -18,7 +41,7 @@ def platform(device: api.DeviceProbe) -> api.Platform:
     """The CPU platform."""
     from chiplet_cpu.platform import CpuPlatform  # noqa: PLC0415
 
-    return CpuPlatform(device)
+    return CpuPlatform(device, GIVEN.placement)
 
 
 @api.hookimpl

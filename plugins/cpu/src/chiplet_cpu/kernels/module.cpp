@@ -23,6 +23,9 @@ void use_isa(const char* name) {
 
 void set_threads(int64_t count) { pool::set_threads((int)count); }
 int64_t threads() { return pool::threads(); }
+void bind_thread(int64_t index, int64_t processor) {
+  pool::bind_thread((int)index, (int)processor);
+}
 
 // Rows per range: what is worth waking a thread for.
 int64_t row_grain(int64_t bytes_per_row) {

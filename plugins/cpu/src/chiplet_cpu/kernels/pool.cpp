@@ -12,6 +12,7 @@
 #include <mutex>
 #include <new>
 #include <thread>
+#include <vector>
 
 namespace pool {
 namespace {
@@ -39,6 +40,14 @@ std::atomic<int> g_sleeping{0};
 std::mutex& g_sleep = *new std::mutex;
 std::condition_variable& g_wake = *new std::condition_variable;
 thread_local bool t_is_inside = false;
+
+// By thread; those that have not been started are bound when they are.
+struct Worker {
+  bool is_started = false;
+  pthread_t handle{};
+  int processor = -1;
+};
+std::vector<Worker>& g_workers = *new std::vector<Worker>;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -89,9 +98,35 @@ void work(int index, uint32_t seen) {
   }
 }
 
+Worker& worker(int index) {
+  if ((int)g_workers.size() <= index) g_workers.resize(index + 1);
+  return g_workers[index];
+}
+
+void bind(const Worker& worker) {
+#if defined(__linux__)
+  // Room for more processors than cpu_set_t has.
+  constexpr int kMost = 8192;
+  cpu_set_t* set = CPU_ALLOC(kMost);
+  size_t bytes = CPU_ALLOC_SIZE(kMost);
+  if (!set) return;
+  CPU_ZERO_S(bytes, set);
+  bool is_known = true;
+  if (worker.processor < 0) {
+    is_known = sched_getaffinity(0, bytes, set) == 0;
+  } else {
+    CPU_SET_S(worker.processor, bytes, set);
+  }
+  // A processor that has gone offline is no reason to stop: the thread stays where it was.
+  if (is_known) (void)pthread_setaffinity_np(worker.handle, bytes, set);
+  CPU_FREE(set);
+#endif
+}
+
 // A forked child has none of the threads.
 void after_fork() {
   g_started = 1;
+  for (Worker& each : g_workers) each.is_started = false;
   g_inside.store(0);
   g_sleeping.store(0);
   g_round.store(0);
@@ -104,7 +139,12 @@ void start_missing() {
   static bool is_registered = pthread_atfork(nullptr, nullptr, after_fork) == 0;
   (void)is_registered;
   for (; g_started < g_wanted; ++g_started) {
-    std::thread(work, g_started, g_round.load()).detach();
+    std::thread thread(work, g_started, g_round.load());
+    Worker& started = worker(g_started);
+    started.is_started = true;
+    started.handle = thread.native_handle();
+    if (started.processor >= 0) bind(started);
+    thread.detach();
   }
 }
 
@@ -132,6 +172,14 @@ void set_threads(int count) {
 }
 
 int threads() { return g_wanted; }
+
+void bind_thread(int index, int processor) {
+  if (index < 1) return;
+  std::lock_guard<std::mutex> lock(g_caller);
+  Worker& bound = worker(index);
+  bound.processor = processor;
+  if (bound.is_started) bind(bound);
+}
 
 void run(int64_t count, int64_t grain, Body body, void* context) {
   if (count <= 0) return;

@@ -9,6 +9,10 @@ namespace pool {
 void set_threads(int count);
 int threads();
 
+// From now on thread `index` runs on this processor alone; on all that the caller may use, if it is
+// negative. Thread 0 is whoever calls: it is left as it is.
+void bind_thread(int index, int processor);
+
 // Calls body(context, begin, end) for ranges that cover [0, count), each at most `grain` long,
 // on all threads, and returns when all are done. The caller takes part. Bodies must not throw.
 using Body = void (*)(void* context, int64_t begin, int64_t end);
