@@ -42,6 +42,7 @@ def test_kernels_are_there_where_they_were_built():
 def test_without_kernels_the_plugin_says_so(monkeypatch):
     monkeypatch.setattr(native, "library", None)
     monkeypatch.setattr(native, "reason", "the plugin was installed without a compiler")
+    monkeypatch.setattr(native, "_remedy", "Install a C++20 compiler.")
     verdict = NativeOpsProvider().assess(OpRequest(op=Op.RMS_NORM, dtype=Dtype.FLOAT32))
     assert isinstance(verdict, No)
     assert "without a compiler" in verdict.reasons[0].text

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, Final
 
+from chiplet_cpu.sources import is_stale
+
 # The type words of kernels/types.h.
 DTYPE_CODES: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 
@@ -17,19 +19,26 @@ TILES_MODEL: Final = "tiles_model"
 
 _MODULE = "chiplet_cpu._native"
 _REMEDY = "Install a C++20 compiler, then install chiplet-cpu again."
+_BUILD_AGAIN = (
+    "Build them again: pip install -e plugins/cpu (in Chiplet's repository: make install)."
+)
 
 
-def _load() -> tuple[Any, str]:
-    """The extension, and why it is missing if it is None."""
+def _load() -> tuple[Any, str, str]:
+    """The extension; and if it is None, why, and what to do."""
     try:
-        return importlib.import_module(_MODULE), ""
+        found = importlib.import_module(_MODULE)
     except ModuleNotFoundError:
-        return None, "the plugin was installed without a compiler"
+        return None, "the plugin was installed without a compiler", _REMEDY
     except ImportError as error:
-        return None, f"they cannot be loaded: {error}"
+        return None, f"they cannot be loaded: {error}", _REMEDY
+    # It may lack functions, or take other arguments: addresses among them.
+    if is_stale(found):
+        return None, "they were built from other sources than those of today", _BUILD_AGAIN
+    return found, "", ""
 
 
-library, reason = _load()
+library, reason, _remedy = _load()
 
 
 def is_available() -> bool:
@@ -43,8 +52,8 @@ def explanation() -> str:
 
 
 def remedy() -> str:
-    """What to do where there are no kernels."""
-    return _REMEDY
+    """What to do where there are no kernels; empty if there are."""
+    return _remedy
 
 
 def instruction_sets() -> tuple[str, ...]:

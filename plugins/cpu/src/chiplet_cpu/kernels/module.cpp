@@ -16,6 +16,7 @@ namespace {
 int64_t num_isas() { return dispatch::num_available(); }
 const char* isa_name(int64_t level) { return dispatch::name((int)level); }
 const char* isa() { return kernels().name; }
+const char* sources() { return CHIPLET_SOURCES; }
 
 void use_isa(const char* name) {
   if (!dispatch::use(name)) PyErr_Format(PyExc_ValueError, "instruction set '%s'", name);
@@ -198,9 +199,11 @@ PyMethodDef g_methods[] = {
     binding::query<num_isas>("num_isas"),
     binding::query<isa_name>("isa_name"),
     binding::query<isa>("isa"),
+    binding::query<sources>("sources"),
     binding::method<use_isa>("use_isa"),
     binding::query<set_threads>("set_threads"),
     binding::query<threads>("threads"),
+    binding::query<bind_thread>("bind_thread"),
     binding::query<memory::use_huge_pages>("use_huge_pages"),
     binding::kernel<rms_norm>("rms_norm"),
     binding::kernel<rotary>("rotary"),
