@@ -30,7 +30,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 say = @printf '\n==> %s\n' $(1)
 
-.PHONY: help serve test check format docs supported install model test-device test-tpu test-xla bench clean
+.PHONY: help serve test check format docs supported install model test-device test-tpu test-xla \
+	test-ipex bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +81,11 @@ test-xla: $(VENV)-xla/done model ## Test the TPU plugin with torch_xla on its CP
 	$(call say,"TPU plugin with torch_xla")
 	@$(VENV)-xla/bin/python -m pytest tests/tpu/test_torch_xla.py $(PYTEST_FLAGS)
 
+test-ipex: $(VENV)-ipex/done ## Test the CPU plugin's provider by Intel Extension for PyTorch, with torch 2.8
+	$(call say,"Intel Extension for PyTorch")
+	@$(VENV)-ipex/bin/python -m pytest plugins/cpu/tests/test_cpu_ipex.py \
+		plugins/cpu/tests/test_cpu_ipex_results.py $(PYTEST_FLAGS)
+
 bench: $(DONE)/dev model ## Measure start-up, latency, throughput and prefix sharing
 	@mkdir -p benchmarks/results
 	$(call say,"Start-up")
@@ -100,7 +106,7 @@ model: $(DONE)/chiplet ## Fetch the model of the catalogue into the cache folder
 	@case "$(MODEL)" in */*|*.gguf) ;; *) $(BIN)/chiplet pull "$(MODEL)" ;; esac
 
 clean: ## Remove .venv and what tools left behind
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-xla .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-xla $(VENV)-ipex .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 KERNELS := plugins/cpu/CMakeLists.txt $(wildcard plugins/cpu/src/chiplet_cpu/kernels/*)
 
@@ -134,6 +140,23 @@ $(VENV)-xla/done: plugins/tpu/pyproject.toml core/pyproject.toml tests/tpu/stub_
 	@$(VENV)-xla/bin/python tests/tpu/stub_libraries.py
 	@$(VENV)-xla/bin/python -m pip --disable-pip-version-check install --no-deps \
 		-e ./core -e ./plugins/cpu -e ./plugins/tpu
+	@touch $@
+
+# torch 2.8, the last that the extension goes with, has GPU builds only here too: see above.
+$(VENV)-ipex/done: plugins/cpu/pyproject.toml core/pyproject.toml tests/tpu/stub_libraries.py \
+		tests/tpu/requirements.py $(KERNELS) | $(DONE)/venv
+	$(call say,"Intel Extension for PyTorch in $(VENV)-ipex")
+	@$(PYTHON) -m venv $(VENV)-ipex
+	@$(VENV)-ipex/bin/python -m pip --disable-pip-version-check install --no-deps torch==2.8.0 \
+		intel-extension-for-pytorch==2.8.0 nvidia-cuda-runtime-cu12==12.8.90 \
+		nvidia-cuda-cupti-cu12==12.8.90
+	@$(PYTHON) tests/tpu/requirements.py core plugins/cpu > $(VENV)-ipex/requirements.txt
+	@$(VENV)-ipex/bin/python -m pip --disable-pip-version-check install networkx sympy jinja2 \
+		fsspec filelock packaging "typing-extensions>=4.10" "hypothesis>=6.100,<7" \
+		$(TEST_TOOLS) -r $(VENV)-ipex/requirements.txt
+	@$(VENV)-ipex/bin/python tests/tpu/stub_libraries.py
+	@$(VENV)-ipex/bin/python -m pip --disable-pip-version-check install --no-deps \
+		-e ./core -e ./plugins/cpu
 	@touch $@
 
 $(DONE)/venv:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chiplet.api import Check, CheckStatus, DeviceProbe
-from chiplet_cpu import native
+from chiplet_cpu import ipex, native
 from chiplet_cpu.host import memory_info, usable_cores
 from chiplet_cpu.topology import Node, read_nodes
 
@@ -21,7 +21,7 @@ def run_checks(device: DeviceProbe | None) -> list[Check]:
     nodes = read_nodes()
     if len(nodes) > 1:
         checks.append(_nodes(nodes))
-    return checks
+    return [*checks, _ipex()] if ipex.installed() else checks
 
 
 def _cores() -> Check:
@@ -72,3 +72,14 @@ def _nodes(nodes: Sequence[Node]) -> Check:
         f"--plugin-option chiplet-cpu.numa_node={nodes[0].index} and so on, has no traffic between"
     )
     return Check("cpu nodes", CheckStatus.OK, detail)
+
+
+def _ipex() -> Check:
+    """It helps nobody who has it by accident, and breaks imports beside another torch."""
+    detail = f"{ipex.DISTRIBUTION} {ipex.installed()} is retired: {ipex.RETIRED}"
+    why = ipex.explanation()
+    if why:
+        return Check("cpu extension", CheckStatus.WARNING, f"{detail}; {why}", ipex.remedy())
+    return Check(
+        "cpu extension", CheckStatus.OK, f"{detail}; it serves where nothing else does, or --use"
+    )

@@ -47,11 +47,13 @@ def platform(device: api.DeviceProbe) -> api.Platform:
 @api.hookimpl
 def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
     """Blocks of paged keys and values; or gathered pages, then torch's fused attention."""
+    from chiplet_cpu.attention.ipex import IpexAttentionProvider  # noqa: PLC0415
     from chiplet_cpu.attention.native import NativeAttentionProvider  # noqa: PLC0415
     from chiplet_cpu.attention.paged import PagedSdpaProvider  # noqa: PLC0415
 
-    is_mine = device.device_type == "cpu"
-    return [NativeAttentionProvider(), PagedSdpaProvider()] if is_mine else []
+    if device.device_type != "cpu":
+        return []
+    return [NativeAttentionProvider(), PagedSdpaProvider(), IpexAttentionProvider()]
 
 
 @api.hookimpl
@@ -81,10 +83,13 @@ def moe(device: api.DeviceProbe) -> list[api.MoeProvider]:
 @api.hookimpl
 def ops(device: api.DeviceProbe) -> list[api.OpProvider]:
     """Fused kernels, and what torch does better than the reference."""
+    from chiplet_cpu.ops.ipex import IpexOpsProvider  # noqa: PLC0415
     from chiplet_cpu.ops.native import NativeOpsProvider  # noqa: PLC0415
     from chiplet_cpu.ops.provider import TorchOpsProvider  # noqa: PLC0415
 
-    return [NativeOpsProvider(), TorchOpsProvider()] if device.device_type == "cpu" else []
+    if device.device_type != "cpu":
+        return []
+    return [NativeOpsProvider(), TorchOpsProvider(), IpexOpsProvider()]
 
 
 @api.hookimpl
