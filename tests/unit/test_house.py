@@ -212,13 +212,14 @@ def test_test_files_have_names_of_their_own() -> None:
 
 
 def test_core_reads_no_environment_variables() -> None:
+    """One place hands all of them on to a child, with others beside them."""
     read = [
         place(path, node.lineno)
         for path in python_files("core")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     ]
-    assert not read
+    assert [each.partition(":")[0] for each in read] == ["core/src/chiplet/server/processes.py"]
 
 
 @pytest.mark.parametrize("op", list(Op))

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -42,6 +44,11 @@ _WATCH_INTERVAL_S = 0.05
 
 logger = logging.getLogger(__name__)
 
+_ONE_THREAD: Mapping[str, str] = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
+)
+"""For the detokenizer: its libraries would start a thread for each core, for work it never has."""
+
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 """Signals that a process brings on itself; any other comes from outside."""
 
@@ -69,7 +76,7 @@ class Generation:
         settings = msgspec.json.encode(ChildSettings(str(self._directory), config)) + b"\n"
         self._children = {
             "engine": _spawn(commands.engine, settings),
-            "detokenizer": _spawn(commands.detokenizer, settings),
+            "detokenizer": _spawn(commands.detokenizer, settings, _ONE_THREAD),
         }
 
     async def wait_death(self) -> Failed:
@@ -154,9 +161,17 @@ def _make_directory() -> Path:
     return directory
 
 
-def _spawn(command: tuple[str, ...], settings: bytes) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: tuple[str, ...], settings: bytes, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """Start a child; what the user's environment says comes before what is given here."""
     # A session of its own: Ctrl-C in the terminal is for the server, which tells the others.
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env={**environment, **os.environ},
+    )
     assert child.stdin is not None
     try:
         # Standard input stays open; its end tells the child that the server is gone.
