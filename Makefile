@@ -13,9 +13,10 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 TORCH_INDEX ?=
 MODEL ?= smollm2-135m
 PORT ?= 8000
-# More flags for `chiplet serve` and for pytest.
+# More flags for `chiplet serve`, for pytest and for `make conformance-cpu` (--quick, or some sets).
 SERVE_FLAGS ?=
 PYTEST_FLAGS ?=
+CONFORMANCE_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,12 +32,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 say = @printf '\n==> %s\n' $(1)
 
 .PHONY: help serve test check format docs supported install model test-device test-tpu test-xla \
-	test-ipex bench clean
+	test-ipex conformance-cpu bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 	@echo
-	@echo "Variables: PYTHON, TORCH_INDEX, MODEL, PORT, SERVE_FLAGS, PYTEST_FLAGS"
+	@echo "Variables: PYTHON, TORCH_INDEX, MODEL, PORT, SERVE_FLAGS, PYTEST_FLAGS, CONFORMANCE_FLAGS"
 
 serve: model ## Install, fetch the demo model, and serve it on 127.0.0.1:8000
 	$(call say,"Starting the server; stop it with Ctrl-C")
@@ -63,6 +64,9 @@ format: $(DONE)/dev ## Format the code and mend what ruff can mend
 
 docs: $(DONE)/dev ## Write the generated pages of docs/ anew
 	@$(BIN)/python docs/generate.py
+
+conformance-cpu: $(DONE)/dev ## Hold the CPU plugin's kernels against the reference on every instruction set here
+	@$(BIN)/python -m tests.conformance.every_set $(CONFORMANCE_FLAGS)
 
 supported: $(DONE)/dev ## Write anew what the CPU plugin's providers serve
 	@$(BIN)/python -m tests.conformance.supported
