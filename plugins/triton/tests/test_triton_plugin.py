@@ -79,6 +79,27 @@ def test_refusals_carry_a_reason():
     assert "E4M3" in older.assess(request).reasons[0].text
 
 
+def test_int8_needs_pages_of_whole_words_and_captures_have_a_limit():
+    (attention,) = plugin.attention(device=device(capability="8.0"))
+    spec = KvSpec(
+        num_kv_heads=1, head_dim=7, page_size=3, dtype=Dtype.FLOAT16, coding=KvCoding.INT8
+    )
+    request = AttentionRequest(
+        group="global",
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=7,
+        scale=1.0,
+        dtype=Dtype.FLOAT16,
+        kv=spec,
+    )
+    assert "21 keys" in attention.assess(request).reasons[0].text
+    request = replace(request, kv=replace(spec, page_size=4))
+    assert isinstance(attention.assess(request), Yes)
+    assert isinstance(attention.assess(replace(request, num_captured=32)), Yes)
+    assert "33 tokens" in attention.assess(replace(request, num_captured=33)).reasons[0].text
+
+
 FP8 = {"coding": Coding.FP8_E4M3, "granularity": Granularity.CHANNEL}
 INT4 = {"coding": Coding.INT4, "granularity": Granularity.GROUP, "has_zero_points": True}
 

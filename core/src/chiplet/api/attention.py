@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -141,6 +141,7 @@ class AttentionRequest:
         softcap: a score s, after `scale`, becomes softcap * tanh(s / softcap); None leaves it.
             Source: arXiv:2408.00118, section 2.
         has_sinks: see `SinkAttention`.
+        num_captured: tokens that `CapturingAttention` gives of each token and head; 0 for none.
         has_tree: batches may have `tree_bits`, see `ForwardBatch`; a batch without them is causal.
         features: derived from the fields above; checked before `assess`.
     """
@@ -156,6 +157,7 @@ class AttentionRequest:
     softcap: float | None = None
     has_sinks: bool = False
     has_tree: bool = False
+    num_captured: int = 0
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -173,6 +175,8 @@ class AttentionRequest:
             needed.add(Feature.SINKS)
         if self.has_tree:
             needed.add(Feature.TREE_MASK)
+        if self.num_captured:
+            needed.add(Feature.CAPTURE)
         return frozenset(needed)
 
 
@@ -244,6 +248,42 @@ class SinkAttention(Protocol):
 
         Shapes: sinks `[num_heads] float32`, neither scaled nor capped; the others as there.
         Mutates: `kv`, at the batch's `kv_rows`.
+        """
+        ...
+
+
+class Captured(NamedTuple):
+    """The cached tokens to which each new token and head gives most weight, n of them.
+
+    Attributes:
+        tokens: `[num_tokens, num_heads, n] int32`, places among those cached of the request; -1
+            where fewer are seen.
+        weights: `[num_tokens, num_heads, n] float32`, after softmax, largest first; 0 where there
+            is no token.
+    """
+
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+
+@runtime_checkable
+class CapturingAttention(Protocol):
+    """What an `AttentionImpl` has besides, if the request captures tokens."""
+
+    def capture(
+        self,
+        q: torch.Tensor,
+        kv: torch.Tensor,
+        plan: AttentionPlan,
+        sinks: torch.Tensor | None,
+    ) -> Captured:
+        """Give the tokens with most weight, of a layer that someone looks at.
+
+        Called behind `run` of the layer, whose keys are cached then, with the same arguments. Among
+        equal weights any order will do; rows of padding may be anything.
+
+        Shapes: q, kv as in `AttentionImpl.run`; sinks as in `SinkAttention.run_with_sinks`, None if
+        the request has none.
         """
         ...
 

@@ -26,6 +26,8 @@ class Feature(StrEnum):
     """Attention: each head has a score that takes weight and adds no value."""
     TREE_MASK = "tree_mask"
     """Attention: new tokens of a request may be branches, which do not see one another."""
+    CAPTURE = "capture"
+    """Attention: the tokens with most weight are given, if someone asks."""
     BIAS = "bias"
     """Linear: a bias is added."""
     INT8_WEIGHTS = "int8_weights"

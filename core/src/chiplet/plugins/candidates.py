@@ -79,8 +79,8 @@ class Candidate:
             text = "assess limits max_tokens; only linear layers and operations have tables"
             return No.because("malformed", text)
         is_part = isinstance(verdict, Yes) and verdict.part is not Part.ALL
-        if is_part and (not isinstance(request, AttentionRequest) or request.has_sinks):
-            text = "assess speaks for a part; only attention without sinks has parts"
+        if is_part and not _has_parts(request):
+            text = "assess speaks for a part; only attention without sinks and capture has parts"
             return No.because("malformed", text)
         return verdict
 
@@ -92,6 +92,11 @@ class Candidate:
     @property
     def _label(self) -> str:
         return f"provider {self.name} of {self.plugin.distribution}"
+
+
+def _has_parts(request: Request) -> bool:
+    is_attention = isinstance(request, AttentionRequest)
+    return is_attention and not (request.has_sinks or request.num_captured)
 
 
 def operation_of(request: Request) -> str:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
     CanonicalLayout,
+    Captured,
     Feature,
     ForwardBatch,
     KvLayout,
@@ -118,14 +120,39 @@ class PlainAttention:
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         for request in plan.requests:
             rows, is_own = request.tokens, request.is_own[:, None, None]
-            pages = kv[request.page_ids]  # [num_pages, 2, page_size, num_kv_heads, row_width]
-            if coding is not None:
-                pages = decode(pages, coding)
-            keys, values = pages.transpose(0, 1).flatten(1, 2)
+            keys, values = self._cached(kv, request)
             is_visible = self._visible(len(keys), plan.positions[rows], request)
             attended = self._attend(q[rows], keys, values, is_visible, sinks)
             out[rows] = torch.where(is_own, attended, out[rows])
         return out
+
+    def capture(self, q: Tensor, kv: Tensor, plan: ReferencePlan, sinks: Tensor | None) -> Captured:
+        """Sort all weights; see `chiplet.api.CapturingAttention.capture`."""
+        shape = (*q.shape[:2], self._request.num_captured)
+        tokens = torch.full(shape, -1, dtype=torch.int32, device=q.device)
+        weights = torch.zeros(shape, dtype=torch.float32, device=q.device)
+        for request in plan.requests:
+            rows, is_own = request.tokens, request.is_own[:, None, None]
+            keys, _ = self._cached(kv, request)
+            is_visible = self._visible(len(keys), plan.positions[rows], request)
+            shares = self._weights(q[rows], keys, is_visible, sinks).transpose(0, 1)
+            shares = shares.masked_fill(~is_visible.unsqueeze(1), -1)
+            # There may be fewer tokens than are wanted.
+            shares = F.pad(shares, (0, shape[-1]), value=-1.0)
+            largest = shares.topk(shape[-1], dim=-1)
+            places = largest.indices.int().where(largest.values >= 0, -1)
+            tokens[rows] = torch.where(is_own, places, tokens[rows])
+            found = largest.values.clamp(min=0).float()
+            weights[rows] = torch.where(is_own, found, weights[rows])
+        return Captured(tokens, weights)
+
+    def _cached(self, kv: Tensor, request: RequestRows) -> tuple[Tensor, Tensor]:
+        """Keys and values of a request's pages, `[columns, num_kv_heads, head_dim]` each."""
+        pages = kv[request.page_ids]  # [num_pages, 2, page_size, num_kv_heads, row_width]
+        if self._request.kv.coding is not None:
+            pages = decode(pages, self._request.kv.coding)
+        keys, values = pages.transpose(0, 1).flatten(1, 2)
+        return keys, values
 
     def _visible(self, num_columns: int, positions: Tensor, request: RequestRows) -> Tensor:
         """Which tokens see which, `[queries, num_columns] bool`.
@@ -153,15 +180,17 @@ class PlainAttention:
         head_dim]`, anything past the request's length; is_visible `[queries, columns]`; sinks
         `[num_heads]`; returns the shape of q.
         """
-        wide = torch.promote_types(q.dtype, torch.float32)
-        group, softcap = (
-            self._request.num_heads // self._request.num_kv_heads,
-            self._request.softcap,
-        )
         # What no token sees may be NaN, which not even a weight of zero would hide.
         is_used = is_visible.any(dim=0)[:, None, None]
-        keys = keys.to(wide).masked_fill(~is_used, 0).repeat_interleave(group, dim=1)
-        values = values.to(wide).masked_fill(~is_used, 0).repeat_interleave(group, dim=1)
+        weights = self._weights(q, keys, is_visible, sinks)
+        values = self._for_heads(values.to(weights.dtype).masked_fill(~is_used, 0))
+        return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+
+    def _weights(self, q: Tensor, keys: Tensor, is_visible: Tensor, sinks: Tensor | None) -> Tensor:
+        """What softmax gives each token, `[num_heads, queries, columns]`; shapes: see `_attend`."""
+        wide, softcap = torch.promote_types(q.dtype, torch.float32), self._request.softcap
+        is_used = is_visible.any(dim=0)[:, None, None]
+        keys = self._for_heads(keys.to(wide).masked_fill(~is_used, 0))
         scores = torch.einsum("qhd,khd->hqk", q.to(wide), keys) * self._request.scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -169,8 +198,11 @@ class PlainAttention:
         if sinks is not None:
             column = sinks.to(wide)[:, None, None].expand(-1, len(q), 1)
             scores = torch.cat([scores, column], dim=-1)
-        weights = torch.softmax(scores, dim=-1)[..., : len(keys)]
-        return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+        return torch.softmax(scores, dim=-1)[..., : len(keys)]
+
+    def _for_heads(self, x: Tensor) -> Tensor:
+        """Keys or values, once for each head of queries."""
+        return x.repeat_interleave(self._request.num_heads // self._request.num_kv_heads, dim=1)
 
 
 def _in_tree(columns: Tensor, num_cached: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:

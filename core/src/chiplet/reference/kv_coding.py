@@ -21,11 +21,12 @@ def encode(x: Tensor, coding: KvCoding) -> Tensor:
         bounded = wide.clamp(-_LARGEST_FP8, _LARGEST_FP8)
         return bounded.to(torch.float8_e4m3fn).view(torch.uint8)
     largest = wide.abs().amax(dim=-1, keepdim=True)
-    # A number divided by a tensor would be a product with its reciprocal, rounded twice.
-    inverse = torch.full_like(largest, 127) / largest
+    # Divided by a number, or a number itself, a tensor may become a product with a reciprocal.
+    most = torch.full_like(largest, 127)
+    inverse = most / largest
     inverse = inverse.where(largest >= _SMALLEST, 0.0)
     codes = (wide * inverse).round().nan_to_num().to(torch.int8).view(torch.uint8)
-    return torch.cat([codes, (largest / 127).contiguous().view(torch.uint8)], dim=-1)
+    return torch.cat([codes, (largest / most).contiguous().view(torch.uint8)], dim=-1)
 
 
 def decode(rows: Tensor, coding: KvCoding) -> Tensor:

@@ -36,7 +36,12 @@ from chiplet.testing.conformance import (
     check_moe,
     check_op,
 )
-from chiplet.testing.conformance.attention_trees import check_tree_paths, tree_cases
+from chiplet.testing.conformance.attention_captures import check_capture
+from chiplet.testing.conformance.attention_trees import (
+    check_tree_paths,
+    random_tree,
+    tree_cases,
+)
 from chiplet_triton import plugin
 from chiplet_triton.kernels.kv_write import kv_write_kernel
 from chiplet_triton.moe import grouped
@@ -187,6 +192,8 @@ def test_unusual_attention(request_):
     assert check_attention(provider, request_, CONTEXT, case)
 
 
+ODD_LENGTHS = AttentionCase("odd lengths", (1, 1, 9), (77, 2, 30))
+SMALL_TREES = AttentionCase("small trees", (1, 34), (3, 60), parents=((-1,), random_tree(34, 2)))
 TREE_CASES = [*tree_cases(16)[:1], tree_cases(16)[3]]
 
 
@@ -213,6 +220,28 @@ def test_a_tree_sees_its_paths():
     request = attention_request(Dtype.FLOAT32, 20, has_tree=True)
     (case,) = (each for each in tree_cases(16) if each.name == "random trees")
     assert check_tree_paths(provider, request, CONTEXT, case)
+
+
+@pytest.mark.parametrize(
+    ("request_", "case"),
+    [
+        (attention_request(Dtype.FLOAT32, num_captured=3), ODD_LENGTHS),
+        (
+            attention_request(Dtype.FLOAT16, 20, num_captured=4, has_tree=True, has_sinks=True),
+            SMALL_TREES,
+        ),
+        (
+            attention_request(
+                Dtype.FLOAT32, None, (3, 3), num_captured=1, softcap=5.0, coding=KvCoding.INT8
+            ),
+            ODD_LENGTHS,
+        ),
+    ],
+    ids=["few", "of trees", "one of codes"],
+)
+def test_captures(request_, case):
+    (provider,) = plugin.attention(device=DEVICE)
+    assert check_capture(provider, request_, CONTEXT, case)
 
 
 @pytest.mark.parametrize("coding", [KvCoding.INT8, KvCoding.FP8])

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from chiplet.api import AttentionImpl, AttentionRequest, ForwardBatch, HostLengths, SinkAttention
+from chiplet.api import (
+    AttentionImpl,
+    AttentionRequest,
+    CapturingAttention,
+    ForwardBatch,
+    HostLengths,
+    SinkAttention,
+)
 from chiplet.layers.context import cache_dtype, torch_dtype
 
 _LENGTHS = (5, 37)
@@ -52,6 +59,9 @@ def run_attention(
             results.append(impl.run(q, k, v, kv, plan))
         else:
             results.append(cast(SinkAttention, impl).run_with_sinks(q, k, v, kv, plan, sinks))
+        if request.num_captured:  # the tokens themselves may come in another order
+            found = cast(CapturingAttention, impl).capture(q, kv, plan, sinks)
+            results.append(found.weights)
     return [*results, layout.to_canonical(kv, ids.to(device), spec)]
 
 

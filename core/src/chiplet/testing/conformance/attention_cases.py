@@ -14,6 +14,7 @@ from chiplet.testing.conformance.attention import (
     check_layout,
     lengths_to_try,
 )
+from chiplet.testing.conformance.attention_captures import check_capture
 from chiplet.testing.conformance.attention_inputs import AttentionCase
 from chiplet.testing.conformance.attention_properties import PROPERTIES, Property
 from chiplet.testing.conformance.attention_trees import check_tree_paths, tree_cases
@@ -83,6 +84,7 @@ def attention_cases() -> Iterator[Case]:
     yield from _hard_cases(main)
     yield from _feature_cases(main)
     yield from _tree_cases(main)
+    yield from _capture_cases(main)
     for shape, dtype in product(SHAPES, Dtype):
         yield _layout_case(attention_request(shape, dtype), str(shape))
     for shape, coding in product(SHAPES, KvCoding):
@@ -158,6 +160,42 @@ def _tree_cases(main: Shape) -> Iterator[Case]:
                 yield _case(main, request, case, is_quick=is_quick)
         for window in (None, 20):
             yield _paths_case(main, dtype, window)
+
+
+def _capture_cases(main: Shape) -> Iterator[Case]:
+    """Captured tokens: few, and more than many tokens see."""
+    lengths = [each for each in _lengths(main) if each.name in ("mixed", "one long among short")]
+    for shape, dtype, window in product((main, SHAPES[4]), Dtype, (None, 20)):
+        request = replace(attention_request(shape, dtype, window=window), num_captured=5)
+        for case in lengths:
+            is_quick = shape == main and dtype is not Dtype.FLOAT16
+            yield _capture_case(shape, request, case, is_quick=is_quick)
+    trees = tree_cases(main.page_size)[3]
+    for dtype in Dtype:
+        request = replace(attention_request(main, dtype), num_captured=16, has_tree=True)
+        for each in (request, *_beyond_plain(request)):
+            is_quick = dtype is Dtype.BFLOAT16
+            yield _capture_case(main, each, trees, is_quick=is_quick)
+
+
+def _capture_case(
+    shape: Shape, request: AttentionRequest, lengths: AttentionCase, *, is_quick: bool
+) -> Case:
+    def check(subject: Subject) -> None:
+        require_served(subject, request)
+        check_capture(subject.provider, request, subject.context, lengths)
+
+    return Case(
+        family="attention",
+        operation="attention",
+        dtype=str(request.dtype),
+        feature="capture" + in_words(request).partition(str(request.dtype))[2],
+        name=f"{shape} {lengths.name}",
+        request=in_words(request),
+        asked=request,
+        is_quick=is_quick,
+        check=check,
+    )
 
 
 def _paths_case(shape: Shape, dtype: Dtype, window: int | None) -> Case:
@@ -306,6 +344,7 @@ def in_words(request: AttentionRequest) -> str:
     sinks = ", sinks" if request.has_sinks else ""
     rest = f"{cache}{window}{softcap}{sinks}{', trees' if request.has_tree else ''}"
     heads = f"{request.num_heads}/{request.num_kv_heads}x{request.head_dim}"
+    rest += f", {request.num_captured} captured" if request.num_captured else ""
     return f"attention {heads}, pages of {request.kv.page_size}, {request.dtype}{rest}"
 
 

@@ -106,9 +106,17 @@ def attend(
     if not request.has_sinks:
         return impl.run(inputs.q, inputs.k, inputs.v, kv, plan)
     assert isinstance(impl, SinkAttention), "built for sinks, and has no run_with_sinks"
+    sinks = sinks_of(request, kv.device)
+    assert sinks is not None
+    return impl.run_with_sinks(inputs.q, inputs.k, inputs.v, kv, plan, sinks)
+
+
+def sinks_of(request: AttentionRequest, device: torch.device) -> Tensor | None:
+    """The sinks that `attend` uses, `[num_heads] float32`; None if the request has none."""
+    if not request.has_sinks:
+        return None
     random = torch.Generator().manual_seed(request.num_heads)
-    sinks = 2 * torch.randn(request.num_heads, generator=random)
-    return impl.run_with_sinks(inputs.q, inputs.k, inputs.v, kv, plan, sinks.to(kv.device))
+    return (2 * torch.randn(request.num_heads, generator=random)).to(device)
 
 
 def make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple[ForwardBatch, int]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
+from triton import next_power_of_2
 
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
     CanonicalLayout,
+    Captured,
     Feature,
     ForwardBatch,
     KvCoding,
@@ -22,7 +22,9 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
+from chiplet_triton.attention.capture import MOST_CAPTURED, Capture
 from chiplet_triton.attention.layout import ScalesBehindCodesLayout
+from chiplet_triton.attention.planning import StepPlan, num_splits
 from chiplet_triton.attention.tiling import block_dim, decode_tiling, extend_tiling
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.attention_decode import decode_kernel, merge_splits_kernel
@@ -30,33 +32,11 @@ from chiplet_triton.kernels.attention_extend import extend_kernel
 from chiplet_triton.kernels.kv_write import kv_write_kernel
 
 _MAX_HEAD_DIM = 256
-_MAX_SPLITS = 64
-_PROGRAMS_PER_CORE = 4
 _FEW_SPLITS = 4
 """So many programs share a request's keys where many decode: then more programs at a time are
 better than more loads on their way in each (on an H100: benchmarks/nvidia_notes.md)."""
 _CODES = {KvCoding.INT8: torch.int8, KvCoding.FP8: torch.float8_e4m3fn}
 """What the bytes of a coded cache are."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What a step needs to attend; all tensors are the batch's own.
-
-    Attributes:
-        num_splits: programs that share the keys of one decoding request.
-        tree_bits: of the batch; None where no request has a tree.
-    """
-
-    num_decodes: int
-    num_extends: int
-    num_splits: int
-    kv_rows: Tensor
-    query_starts: Tensor
-    kv_lengths: Tensor
-    page_table: Tensor
-    positions: Tensor
-    tree_bits: Tensor | None
 
 
 class PagedAttention:
@@ -78,6 +58,9 @@ class PagedAttention:
             # tanh of the score by the cap; what it gives is scaled by the cap.
             self._score_factor = request.scale / request.softcap
             self._scale_log2 = request.softcap * math.log2(math.e)
+        self._capture = Capture(
+            request, traits, scale_log2=self._scale_log2, score_factor=self._score_factor
+        )
 
     def layouts(self) -> tuple[KvLayout, ...]:
         """The canonical layout, but for codes with scales."""
@@ -94,7 +77,12 @@ class PagedAttention:
         return StepPlan(
             batch.num_decodes,
             batch.num_requests - batch.num_decodes,
-            self._num_splits(batch.num_decodes, longest),
+            num_splits(
+                programs=batch.num_decodes * self._request.num_kv_heads,
+                longest=longest,
+                num_cores=self._traits.num_cores,
+                keys=self._decode_tiling.keys,
+            ),
             batch.kv_rows,
             batch.query_starts,
             batch.kv_lengths,
@@ -102,12 +90,6 @@ class PagedAttention:
             batch.positions,
             batch.tree_bits if self._request.has_tree else None,
         )
-
-    def _num_splits(self, num_decodes: int, longest: int) -> int:
-        """As many as fill the device, and no more than there are blocks of keys."""
-        programs = max(1, num_decodes * self._request.num_kv_heads)
-        wanted = _PROGRAMS_PER_CORE * self._traits.num_cores // programs
-        return max(1, min(wanted, cdiv(longest, 2 * self._decode_tiling.keys), _MAX_SPLITS))
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
@@ -118,6 +100,10 @@ class PagedAttention:
     ) -> Tensor:
         """Write, then attend; see `chiplet.api.SinkAttention.run_with_sinks`."""
         return self._run(q, k, v, kv, plan, sinks)
+
+    def capture(self, q: Tensor, kv: Tensor, plan: StepPlan, sinks: Tensor | None) -> Captured:
+        """See `chiplet.api.CapturingAttention.capture`."""
+        return self._capture(q, kv if self._coded is None else kv.view(self._coded), plan, sinks)
 
     def _run(
         self,
@@ -310,6 +296,7 @@ class TritonAttentionProvider:
             Feature.SOFTCAP,
             Feature.SINKS,
             Feature.TREE_MASK,
+            Feature.CAPTURE,
         }
     )
 
@@ -326,6 +313,9 @@ class TritonAttentionProvider:
             return No.because("scale", f"scores times {request.scale:g}; served: above 0")
         if request.kv.coding is KvCoding.FP8 and not self._traits.has_fp8:
             return No.because("kv", "fp8; this device has no numbers of the kind E4M3")
+        if request.num_captured > MOST_CAPTURED:
+            text = f"{request.num_captured} tokens of each head; served: up to {MOST_CAPTURED}"
+            return No.because("capture", text)
         page_codes = request.kv.page_size * request.kv.num_kv_heads * request.head_dim
         if request.kv.coding is KvCoding.INT8 and page_codes % 4:
             text = f"int8, {page_codes} keys in a page; served: multiples of 4"

@@ -13,7 +13,7 @@ from chiplet_triton.kernels.caching import bounded, half_page, row_offset, scale
 
 
 @triton.jit
-def _find_request(block, query_starts_ptr, num_requests, TOKENS_PER_BLOCK: tl.constexpr):
+def find_request(block, query_starts_ptr, num_requests, TOKENS_PER_BLOCK: tl.constexpr):
     """The request whose blocks hold `block`, where request i begins at block
     query_starts[i] // TOKENS_PER_BLOCK + i.
     """
@@ -243,7 +243,7 @@ def extend_kernel(
     # Later blocks of a request have more keys: they go first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    request = _find_request(block, query_starts_ptr, num_requests, TOKENS)
+    request = find_request(block, query_starts_ptr, num_requests, TOKENS)
     query_start = tl.load(query_starts_ptr + request)
     query_length = tl.load(query_starts_ptr + request + 1) - query_start
     first_query = (block - query_start // TOKENS - request) * TOKENS
