@@ -8,7 +8,6 @@ import triton.language as tl
 
 from chiplet_triton.kernels.caching import (
     bounded,
-    half_page,
     int8_codes,
     row_offset,
     scale_offset,
@@ -69,7 +68,7 @@ def decode_kernel(
     is_head = heads < GROUP
     element: tl.constexpr = kv_ptr.dtype.element_ty
     IS_INT8: tl.constexpr = element == tl.int8
-    v_offset: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
+    v_offset: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
     compute = q_ptr.dtype.element_ty
     if IS_INT8:
         scales_ptr = kv_ptr.to(tl.pointer_type(tl.float32), bitcast=True)

@@ -9,7 +9,7 @@ them.
 import triton
 import triton.language as tl
 
-from chiplet_triton.kernels.caching import bounded, half_page, row_offset, scale_offset
+from chiplet_triton.kernels.caching import bounded, row_offset, scale_offset
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def _attend_pages(
 ):
     """Cached keys `first_key` to `last_key`; without a mask their number is one of whole blocks."""
     IS_INT8: tl.constexpr = kv_ptr.dtype.element_ty == tl.int8
-    half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
+    half: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
     for first in range(first_key, last_key, BLOCK_KEYS):

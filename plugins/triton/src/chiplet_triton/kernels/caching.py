@@ -46,19 +46,13 @@ def int8_codes(x):
 
 
 @triton.jit
-def half_page(PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-              IS_INT8: tl.constexpr):  # fmt: skip
-    """Elements between the keys of a page and its values."""
-    return PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
-
-
-@triton.jit
 def row_offset(page, place, kv_head, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
                HEAD_DIM: tl.constexpr, IS_INT8: tl.constexpr):  # fmt: skip
     """First element of the keys at a place of a page."""
     if IS_INT8:
-        half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
-        first = page * (2 * half) + place * (NUM_KV_HEADS * HEAD_DIM)
+        first = page * (2 * PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + 4)) + place * (
+            NUM_KV_HEADS * HEAD_DIM
+        )
     else:
         first = (page * 2 * PAGE_SIZE + place) * (NUM_KV_HEADS * HEAD_DIM)
     return first + kv_head * HEAD_DIM
@@ -68,9 +62,9 @@ def row_offset(page, place, kv_head, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.c
 def scale_offset(page, place, kv_head, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
                  HEAD_DIM: tl.constexpr):  # fmt: skip
     """The scale of the keys at a place of a page, in numbers of 32 bits."""
-    half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, True)
-    first: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * HEAD_DIM // 4
-    return page * (2 * half // 4) + first + place * NUM_KV_HEADS + kv_head
+    WORDS_OF_PAGE: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + 4) // 2
+    WORDS_BEFORE: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * HEAD_DIM // 4
+    return page * WORDS_OF_PAGE + WORDS_BEFORE + place * NUM_KV_HEADS + kv_head
 
 
 @triton.jit

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from chiplet_triton.kernels.caching import (
-    half_page,
     int8_codes,
     row_offset,
     scale_offset,
@@ -46,7 +45,7 @@ def kv_write_kernel(
     place = row - page * PAGE_SIZE
     element: tl.constexpr = kv_ptr.dtype.element_ty
     IS_INT8: tl.constexpr = element == tl.int8
-    half: tl.constexpr = half_page(PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
+    half: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
     target = row_offset(page, place, heads, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8) + dims
     target += kv_ptr
     if IS_INT8:
