@@ -7,7 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from chiplet.api import AttentionProvider, AttentionRequest, BuildContext, Captured
+from chiplet.api import (
+    AttentionProvider,
+    AttentionRequest,
+    BuildContext,
+    Captured,
+    CapturingAttention,
+)
 from chiplet.reference.attention import PlainAttention
 from chiplet.testing.conformance.attention import GuardedKv
 from chiplet.testing.conformance.attention_inputs import (
@@ -53,7 +59,9 @@ def check_capture(
         batch = on_device(inputs.batch, device, first_page=0, page_size=request.kv.page_size)
         plan = impl.plan(batch, layout)
         attend(impl, request, placed, kv.tensor, plan)
-        assert hasattr(impl, "capture"), f"{what}: built to capture, and has no `capture`"
+        assert isinstance(impl, CapturingAttention), (
+            f"{what}: built to capture, and has no `capture`"
+        )
         found = impl.capture(placed.q, kv.tensor, plan, sinks_of(request, device))
         _check(Captured(found.tokens.cpu(), found.weights.cpu()), exact, request, what)
         placed.check(what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,19 @@ _FEW_SPLITS = 4
 better than more loads on their way in each (on an H100: benchmarks/nvidia_notes.md)."""
 _CODES = {KvCoding.INT8: torch.int8, KvCoding.FP8: torch.float8_e4m3fn}
 """What the bytes of a coded cache are."""
+
+
+class NewTokens(NamedTuple):
+    """A chunk's keys and values as later steps will see them.
+
+    Attributes:
+        k, v: `[num_tokens, num_kv_heads, head_dim]`; keys in int8 are codes.
+        k_scales: `[num_tokens, num_kv_heads] float32`, of codes; else anything.
+    """
+
+    k: Tensor
+    v: Tensor
+    k_scales: Tensor
 
 
 class PagedAttention:
@@ -118,26 +132,26 @@ class PagedAttention:
         if self._coded is not None:
             kv = kv.view(self._coded)
         if plan.num_extends:
-            k, v = self._write(k, v, kv, plan)
-            self._extend(q, k, v, kv, plan, sinks, out)
+            seen = self._write(k, v, kv, plan)
+            self._extend(q, seen, kv, plan, sinks, out)
         if plan.num_decodes:
             self._decode(q, k, v, kv, plan, sinks, out)
         return out
 
-    def _write(self, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> tuple[Tensor, Tensor]:
+    def _write(self, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> NewTokens:
         """Keys and values as later steps will see them. Mutates: `kv`."""
-        k_seen, v_seen = (
-            tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-            if self._coded is not None
-            else (k, v)
-        )
+        seen = NewTokens(k, v, k)
+        if self._coded is not None:
+            shape = k.shape
+            seen_k, seen_v = (torch.empty(shape, dtype=k.dtype, device=k.device) for _ in range(2))
+            scales = torch.empty(shape[:2], dtype=torch.float32, device=k.device)
+            seen = NewTokens(seen_k, seen_v, scales)
         kv_write_kernel[(k.shape[0],)](
             k,
             v,
             kv,
             plan.kv_rows,
-            k_seen,
-            v_seen,
+            *seen,
             k.stride(0),
             k.stride(1),
             v.stride(0),
@@ -149,13 +163,12 @@ class PagedAttention:
             BLOCK_DIM=self._block_dim,
             WRITES_SEEN=self._coded is not None,
         )
-        return k_seen, v_seen
+        return seen
 
     def _extend(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        new: NewTokens,
         kv: Tensor,
         plan: StepPlan,
         sinks: Tensor | None,
@@ -168,8 +181,7 @@ class PagedAttention:
         num_blocks = q.shape[0] // tokens_per_block + plan.num_extends
         extend_kernel[(num_blocks, request.num_kv_heads)](
             q,
-            k,
-            v,
+            *new,
             kv,
             plan.page_table[plan.num_decodes :],
             plan.query_starts[plan.num_decodes :],
@@ -185,10 +197,10 @@ class PagedAttention:
             plan.page_table.stride(0),
             q.stride(0),
             q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            v.stride(0),
-            v.stride(1),
+            new.k.stride(0),
+            new.k.stride(1),
+            new.v.stride(0),
+            new.v.stride(1),
             PAGE_SIZE=request.kv.page_size,
             NUM_KV_HEADS=request.num_kv_heads,
             HEAD_DIM=request.head_dim,

@@ -127,6 +127,7 @@ def _attend_new(
     queries,
     k_ptr,
     v_ptr,
+    k_scales_ptr,
     k_stride,
     v_stride,
     first_key,
@@ -136,6 +137,7 @@ def _attend_new(
     window,
     tree,
     ELEMENT: tl.constexpr,
+    NUM_SCALES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -147,6 +149,7 @@ def _attend_new(
 ):
     """The chunk's keys `first_key` to `last_key`, from the tensors that they were computed into.
 
+    Keys that are codes have NUM_SCALES scales a token, one for each head; others have 0.
     `tree`, if there may be one: whether the request is one, the words of each row, the position of
     each row and where those of the new tokens are.
     """
@@ -181,9 +184,12 @@ def _attend_new(
                 is_seen &= keys[None, :] > queries[:, None] - window
         # What is cached is what later steps see: attend to it as it is rounded there.
         k, v = k.to(ELEMENT).to(q.dtype), v.to(ELEMENT).to(q.dtype)
+        k_scales = is_key
+        if NUM_SCALES > 0:
+            k_scales = tl.load(k_scales_ptr + keys * NUM_SCALES, mask=is_key, other=0.0)
         acc, total, peak = _add_keys(
-            acc, total, peak, q, k, v, is_key, is_seen, scale_log2, score_factor, False,
-            HAS_SOFTCAP, IS_MASKED, PRECISION,
+            acc, total, peak, q, k, v, k_scales, is_seen, scale_log2, score_factor,
+            NUM_SCALES > 0, HAS_SOFTCAP, IS_MASKED, PRECISION,
         )  # fmt: skip
     return acc, total, peak
 
@@ -202,6 +208,7 @@ def extend_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
+    k_scales_ptr,
     kv_ptr,
     page_table_ptr,
     query_starts_ptr,
@@ -240,6 +247,8 @@ def extend_kernel(
     # Keys and values of the chunk come rounded already where the cache has eight bits.
     IS_CODED: tl.constexpr = kv_ptr.dtype.element_ty.primitive_bitwidth == 8
     ELEMENT: tl.constexpr = q_ptr.dtype.element_ty if IS_CODED else kv_ptr.dtype.element_ty
+    IS_INT8: tl.constexpr = kv_ptr.dtype.element_ty == tl.int8
+    NUM_SCALES: tl.constexpr = NUM_KV_HEADS if IS_INT8 else 0
     # Later blocks of a request have more keys: they go first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -308,16 +317,17 @@ def extend_kernel(
     first_token = query_start.to(tl.int64)
     k_new = k_ptr + first_token * k_stride + kv_head * k_head_stride
     v_new = v_ptr + first_token * v_stride + kv_head * v_head_stride
+    new_scales = k_scales_ptr + first_token * NUM_KV_HEADS + kv_head
     if not HAS_WINDOW:
         acc, total, peak = _attend_new(
-            acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_start, new_plain,
-            scale_log2, score_factor, window, tree, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-            HAS_WINDOW, HAS_SOFTCAP, HAS_TREE, False, PRECISION,
+            acc, total, peak, q, queries, k_new, v_new, new_scales, k_stride, v_stride,
+            new_start, new_plain, scale_log2, score_factor, window, tree, ELEMENT, NUM_SCALES,
+            HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW, HAS_SOFTCAP, HAS_TREE, False, PRECISION,
         )  # fmt: skip
     acc, total, peak = _attend_new(
-        acc, total, peak, q, queries, k_new, v_new, k_stride, v_stride, new_plain, new_end,
-        scale_log2, score_factor, window, tree, ELEMENT, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS,
-        HAS_WINDOW, HAS_SOFTCAP, HAS_TREE, True, PRECISION,
+        acc, total, peak, q, queries, k_new, v_new, new_scales, k_stride, v_stride,
+        new_plain, new_end, scale_log2, score_factor, window, tree, ELEMENT, NUM_SCALES,
+        HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_WINDOW, HAS_SOFTCAP, HAS_TREE, True, PRECISION,
     )  # fmt: skip
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     num_heads: tl.constexpr = GROUP * NUM_KV_HEADS

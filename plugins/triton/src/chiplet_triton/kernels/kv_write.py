@@ -19,6 +19,7 @@ def kv_write_kernel(
     kv_rows_ptr,
     k_seen_ptr,
     v_seen_ptr,
+    k_scales_ptr,
     k_stride,
     k_head_stride,
     v_stride,
@@ -32,7 +33,9 @@ def kv_write_kernel(
 ):
     """One program a token; pages as `caching` says.
 
-    `seen` are keys and values as the cache has rounded them, token by token.
+    `seen` are keys and values as the cache has rounded them, token by token; of keys in int8 the
+    codes, whose scales `[num_tokens, NUM_KV_HEADS]` stand beside them: products of both would be
+    rounded once more.
     """
     token = tl.program_id(0).to(tl.int64)
     row = tl.load(kv_rows_ptr + token).to(tl.int64)
@@ -57,7 +60,10 @@ def kv_write_kernel(
         scales += scale_offset(page, place, heads_of_scales, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
         tl.store(scales, k_scales, mask=is_head)
         tl.store(scales + half // 4, v_scales, mask=is_head)
-        k_seen = k_cached.to(tl.float32) * k_scales[:, None]
+        if WRITES_SEEN:
+            at_scale = token * NUM_KV_HEADS + heads_of_scales
+            tl.store(k_scales_ptr + at_scale, k_scales, mask=is_head)
+        k_seen = k_cached
         v_seen = v_cached.to(tl.float32) * v_scales[:, None]
     else:
         k_cached, v_cached = to_cache(k, element), to_cache(v, element)
