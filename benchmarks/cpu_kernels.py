@@ -1,8 +1,9 @@
 """Times the CPU plugin's kernels against the machine's own limits, in one run.
 
-    python benchmarks/cpu_kernels.py [--rows 1 8 64 512] [--threads 2] [--only linear ops]
+    python benchmarks/cpu_kernels.py [--rows 1 8 64 512] [--threads 2] [--only linear gated ops]
 
-Linear layers in every coding, and every other operation but attention (cpu_attention.py). Beside
+Linear layers in every coding, some with their gate (in the product, and after it), and every other
+operation but attention (cpu_attention.py). Beside
 each time stands its floor: the larger of what its bytes take at the read bandwidth and what its
 multiplications take at the rate of a large product in the same type, both measured in this run.
 Candidates take turns, so that a noisy neighbour hurts all of them alike. Weights of many layers,
@@ -69,7 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=("linear", "ops"), default=["linear", "ops"])
+    families = ("linear", "gated", "ops")
+    parser.add_argument("--only", nargs="+", choices=families, default=families)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     native.set_threads(options.threads)
@@ -77,7 +79,7 @@ def main() -> None:
     rates = {unit: product_rate(unit) for unit in ("float32", "bfloat16", "int8")}
     print(f"{native.instruction_set()}, {options.threads} threads; reads {bandwidth:.1f} GB/s;")
     print("products:", ", ".join(f"{unit} {rate:.0f} GMAC/s" for unit, rate in rates.items()))
-    makers = {"linear": linear_cases, "ops": op_cases}
+    makers = {"linear": linear_cases, "gated": gated_cases, "ops": op_cases}
     for family in options.only:
         print(f"\nrows  {family:32}        us  floor us  of floor")
         for rows in options.rows:
@@ -146,8 +148,25 @@ def linear_cases(rows: int) -> Sequence[Case]:
     return found
 
 
+def gated_cases(rows: int) -> Sequence[Case]:
+    """silu(gate) * up in the product, and as an operation after it."""
+    found: list[Case] = []
+    chosen = (None, *(each for each in schemes() if each.coding in (Coding.Q4_1, Coding.INT8)))
+    for scheme in chosen:
+        provider = NativeLinearProvider() if scheme is None else NativeInt8Provider()
+        unit = "bfloat16" if scheme is None else "int8"
+        for gate in ("then silu_mul", "gated"):
+            found += linear_case(provider, scheme, Dtype.BFLOAT16, rows, unit, gate)
+    return found
+
+
 def linear_case(
-    provider: LinearProvider, scheme: WeightScheme | None, dtype: Dtype, rows: int, unit: str
+    provider: LinearProvider,
+    scheme: WeightScheme | None,
+    dtype: Dtype,
+    rows: int,
+    unit: str,
+    gate: str = "",
 ) -> list[Case]:
     """None where the provider refuses."""
     request = LinearRequest(
@@ -156,6 +175,7 @@ def linear_case(
         out_features=SHAPE[0],
         dtype=dtype,
         scheme=scheme,
+        is_gated=bool(gate),
     )
     if not request.features <= provider.accepts or isinstance(provider.assess(request), No):
         return []
@@ -170,14 +190,24 @@ def linear_case(
     layers = [impl.pack(weights) for _ in range(num_layers)]
     x = torch.randn(rows, SHAPE[1]).to(getattr(torch, dtype))
 
+    silu_mul = NativeOpsProvider().build(OpRequest(op=Op.SILU_MUL, dtype=dtype), CONTEXT)
+    calls: dict[str, Callable[[Any], object]] = {
+        "": lambda packed: impl.run(x, packed),
+        "then silu_mul": lambda packed: silu_mul(impl.run(x, packed)),
+        "gated": lambda packed: impl.run_silu_mul(x, packed),
+    }
+    call = calls[gate]
+
     def run() -> None:
         for packed in layers:
-            impl.run(x, packed)
+            call(packed)
 
-    moved = size_bytes + x.nbytes + rows * SHAPE[0] * x.itemsize
+    outputs = SHAPE[0] // 2 if gate else SHAPE[0]
+    moved = size_bytes + x.nbytes + rows * outputs * x.itemsize
     name = f"{provider.name} {scheme.coding if scheme else dtype}"
     if scheme is not None and scheme.group_size:
         name += f" of {scheme.group_size}"
+    name += f" {gate}".rstrip()
     return [Case(name, run, num_layers, moved, rows * SHAPE[0] * SHAPE[1], unit)]
 
 

@@ -72,6 +72,56 @@ def test_shapes_that_fill_no_panel_or_stretch(isa, threads, provider, coding, sh
         assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
 
 
+def check_gates(provider, request):
+    """Widths that fill panels, and one that does not; rows of few and of many tiles."""
+    for width, num_tokens in ((48, 1), (48, 2), (16, 3), (48, 41), (16, 250), (24, 5)):
+        gated = replace(request, out_features=2 * width, is_gated=True, has_bias=width != 16)
+        assert check_linear(provider, gated, CONTEXT, num_tokens=num_tokens)
+
+
+GATED = [*BOTH, (NativeInt8Provider(), "int4"), (NativeInt8Provider(), "int8")]
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+@pytest.mark.parametrize(
+    ("provider", "coding"), GATED, ids=[f"{each.name}-{coding}" for each, coding in GATED]
+)
+def test_gates(isa, threads, provider, coding, dtype):
+    check_gates(provider, gated_request(coding, dtype))
+
+
+@pytest.mark.parametrize("coding", [None, Coding.Q4_K, "int4", "int8"])
+def test_gates_on_tiles(tiles_model, coding):
+    provider = PROVIDER if coding is None else NativeInt8Provider()
+    check_gates(provider, gated_request(coding, Dtype.BFLOAT16))
+
+
+def gated_request(coding, dtype):
+    schemes = {
+        "int4": WeightScheme(coding=Coding.INT4, granularity=Granularity.GROUP, group_size=64),
+        "int8": WeightScheme(
+            coding=Coding.INT8, granularity=Granularity.CHANNEL, activations=Activations.PER_TOKEN
+        ),
+    }
+    request = linear_request(coding if coding not in schemes else None, dtype, (32, 256))
+    return replace(request, scheme=schemes.get(coding, request.scheme))
+
+
+def test_a_gate_of_the_product_rounds_once(isa):
+    """The halves stay float32: closer to the exact result than an operation on bfloat16."""
+    random = torch.Generator().manual_seed(4)
+    weight = torch.randn(64, 128, generator=random).bfloat16()
+    x = torch.randn(30, 128, generator=random).bfloat16()
+    request = replace(linear_request(None, Dtype.BFLOAT16, (64, 128)), is_gated=True)
+    impl = PROVIDER.build(request, CONTEXT)
+    packed = impl.pack(LinearWeights(scheme=None, weight=weight))
+    gate, up = (x.double() @ weight.double().T).chunk(2, dim=1)
+    exact = torch.nn.functional.silu(gate) * up
+    joint = (impl.run_silu_mul(x, packed).double() - exact).abs().mean()
+    apart = (impl._silu_mul(impl.run(x, packed)).double() - exact).abs().mean()
+    assert joint < 0.8 * apart
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 13, 129])
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
 @pytest.mark.parametrize("has_zero_points", [False, True])

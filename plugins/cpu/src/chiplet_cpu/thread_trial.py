@@ -59,6 +59,7 @@ def _product(rows: int, weight_bytes: int) -> Callable[[], None]:
             _WIDTH,
             outputs,
             0,
+            0,
             out.data_ptr(),
         )
 

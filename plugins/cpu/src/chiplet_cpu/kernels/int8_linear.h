@@ -130,7 +130,7 @@ static void int8_tile(int rows, const uint8_t* panel, int64_t k, Codes x, float*
 
 template <class B>
 static void int8_panels(Dtype dtype, const LinearArgs& a, Codes x, int64_t begin, int64_t end) {
-  alignas(64) float sums[kCodeRows * kPanel];
+  alignas(64) float sums[2][kCodeRows * kPanel];
   int64_t groups = a.k / B::kGroup;
   int64_t most = kCodesBytes / a.k / kCodeRows * kCodeRows;
   int64_t step = most < kCodeRows ? kCodeRows : most;
@@ -141,8 +141,15 @@ static void int8_panels(Dtype dtype, const LinearArgs& a, Codes x, int64_t begin
       for (int64_t row = first; row < last; row += kCodeRows) {
         int rows = a.rows - row < kCodeRows ? (int)(a.rows - row) : kCodeRows;
         Codes tile{x.codes + row * a.k / 4, x.scales + row * groups, x.sums + row * groups};
-        int8_tile<B, kCodeRows>(rows, packed, a.k, tile, sums);
-        CHIPLET_DISPATCH(dtype, T, finish<T>(a, row, rows, panel * kPanel, sums))
+        int64_t column = panel * kPanel;
+        int8_tile<B, kCodeRows>(rows, packed, a.k, tile, sums[0]);
+        if (a.is_gated) {
+          const uint8_t* ups = packed + a.n / kPanel * a.panel_bytes;
+          int8_tile<B, kCodeRows>(rows, ups, a.k, tile, sums[1]);
+          CHIPLET_DISPATCH(dtype, T, finish_gated<T>(a, row, rows, column, sums[0], sums[1]))
+        } else {
+          CHIPLET_DISPATCH(dtype, T, finish<T>(a, row, rows, column, sums[0]))
+        }
       }
     }
   }

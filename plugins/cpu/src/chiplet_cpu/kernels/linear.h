@@ -114,6 +114,25 @@ static void finish(const LinearArgs& a, int64_t row, int rows, int64_t column, c
   }
 }
 
+// silu(gate) * up, of panels that are full.
+template <class T>
+static void finish_gated(const LinearArgs& a, int64_t row, int rows, int64_t column,
+                         const float* gates, const float* ups) {
+  F one = splat(1.0f);
+  const T* bias = (const T*)a.bias + column;
+  for (int r = 0; r < rows; ++r) {
+    T* out = (T*)a.out + (row + r) * a.n + column;
+    for (int i = 0; i < kPanel; i += W) {
+      F gate = load(gates + r * kPanel + i), up = load(ups + r * kPanel + i);
+      if (a.bias) {
+        gate = gate + load(bias + i);
+        up = up + load(bias + a.n + i);
+      }
+      store(out + i, gate / (one + exp(zero() - gate)) * up);
+    }
+  }
+}
+
 static void expand(Coding coding, const uint8_t* panel, int64_t begin, int count, float* out) {
   switch (coding) {
     case Coding::float32: return expand_plain<float>(panel, begin, count, out);
@@ -126,26 +145,37 @@ static void expand(Coding coding, const uint8_t* panel, int64_t begin, int count
   });
 }
 
-static void linear(Dtype dtype, const LinearArgs& a, int64_t begin, int64_t end) {
+// sums[rows, kPanel] of one panel.
+static void sum_panel(const LinearArgs& a, int64_t panel, int64_t row, int rows, float* sums) {
   alignas(64) float weights[kStretch * kPanel];
-  alignas(64) float sums[kRows * kPanel];
+  const uint8_t* packed = (const uint8_t*)a.panels + panel * a.panel_bytes;
+  for (int i = 0; i < rows * kPanel; ++i) sums[i] = 0;
+  for (int64_t k = 0; k < a.k; k += kStretch) {
+    int count = a.k - k < kStretch ? (int)(a.k - k) : kStretch;
+    expand(a.coding, packed, k, count, weights);
+    const float* x = a.x + row * a.x_stride + k;
+    int r = 0;
+    for (; r + kTile <= rows; r += kTile) {
+      multiply<kTile>(x + r * a.x_stride, a.x_stride, weights, count, sums + r * kPanel);
+    }
+    multiply_rest<kTile - 1>(rows - r, x + r * a.x_stride, a.x_stride, weights, count,
+                             sums + r * kPanel);
+  }
+}
+
+static void linear(Dtype dtype, const LinearArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float sums[2][kRows * kPanel];
   for (int64_t panel = begin; panel < end; ++panel) {
-    const uint8_t* packed = (const uint8_t*)a.panels + panel * a.panel_bytes;
     for (int64_t row = 0; row < a.rows; row += kRows) {
       int rows = a.rows - row < kRows ? (int)(a.rows - row) : kRows;
-      for (int i = 0; i < rows * kPanel; ++i) sums[i] = 0;
-      for (int64_t k = 0; k < a.k; k += kStretch) {
-        int count = a.k - k < kStretch ? (int)(a.k - k) : kStretch;
-        expand(a.coding, packed, k, count, weights);
-        const float* x = a.x + row * a.x_stride + k;
-        int r = 0;
-        for (; r + kTile <= rows; r += kTile) {
-          multiply<kTile>(x + r * a.x_stride, a.x_stride, weights, count, sums + r * kPanel);
-        }
-        multiply_rest<kTile - 1>(rows - r, x + r * a.x_stride, a.x_stride, weights, count,
-                                 sums + r * kPanel);
+      int64_t column = panel * kPanel;
+      sum_panel(a, panel, row, rows, sums[0]);
+      if (a.is_gated) {
+        sum_panel(a, panel + a.n / kPanel, row, rows, sums[1]);
+        CHIPLET_DISPATCH(dtype, T, finish_gated<T>(a, row, rows, column, sums[0], sums[1]))
+      } else {
+        CHIPLET_DISPATCH(dtype, T, finish<T>(a, row, rows, column, sums[0]))
       }
-      CHIPLET_DISPATCH(dtype, T, finish<T>(a, row, rows, panel * kPanel, sums))
     }
   }
 }

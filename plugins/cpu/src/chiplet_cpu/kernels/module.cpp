@@ -111,20 +111,21 @@ void feed(void* ids, void* last_tokens, int64_t count, void* out) {
 }
 
 LinearArgs linear_args(int64_t coding, void* panels, int64_t panel_bytes, int64_t rows, int64_t k,
-                       int64_t n, void* bias, void* out) {
-  return {nullptr, panels, bias, out, 0, rows, k, n, panel_bytes, (Coding)coding};
+                       int64_t n, void* bias, int64_t is_gated, void* out) {
+  return {nullptr, panels, bias, out, 0, rows, k, n, panel_bytes, (Coding)coding, is_gated != 0};
 }
 
 void linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding, void* panels,
-            int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
+            int64_t panel_bytes, int64_t k, int64_t n, void* bias, int64_t is_gated, void* out) {
   calls::linear((Dtype)dtype, {x, x_stride, rows},
-                linear_args(coding, panels, panel_bytes, rows, k, n, bias, out));
+                linear_args(coding, panels, panel_bytes, rows, k, n, bias, is_gated, out));
 }
 
 void int8_linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t coding,
-                 void* panels, int64_t panel_bytes, int64_t k, int64_t n, void* bias, void* out) {
+                 void* panels, int64_t panel_bytes, int64_t k, int64_t n, void* bias,
+                 int64_t is_gated, void* out) {
   calls::int8_linear((Dtype)dtype, {x, x_stride, rows},
-                     linear_args(coding, panels, panel_bytes, rows, k, n, bias, out));
+                     linear_args(coding, panels, panel_bytes, rows, k, n, bias, is_gated, out));
 }
 
 void panel_rows(int64_t dtype, void* ids, int64_t rows, int64_t coding, void* panels,

@@ -82,6 +82,9 @@ struct LinearArgs {
   void* out;         // [rows, n]
   int64_t x_stride, rows, k, n, panel_bytes;
   Coding coding;
+  // There are 2 n outputs, whole panels of gates and then of what they are for; what is written is
+  // silu(gate) * up.
+  bool is_gated = false;
 };
 
 // Rows of packed weights, for embeddings.

@@ -148,15 +148,47 @@ struct WordProduct {
 #include "tile_linear.h"
 #endif
 
-// Panels [begin, end), in blocks of rows whose words stay in the second-level cache. `source(panel,
-// count)` gives panels to read.
+// Blocks of rows whose words stay in the second-level cache.
+template <class Product>
+static inline int64_t rows_at_once(const WordArgs& x) {
+  int64_t most = kCodesBytes / (4 * x.words) / Product::kRows * Product::kRows;
+  return most < Product::kRows ? Product::kRows : most;
+}
+
+// As product_panels: of gates, each with the panel of what it is for.
+template <class Product, class Source, class ToResults>
+static void gated_panels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
+                         int64_t end, Source source, ToResults to_results) {
+  constexpr int kRows = Product::kRows;
+  alignas(64) float out[2][kRows * kPanel];
+  int64_t block = rows_at_once<Product>(x);
+  bool is_joint = Product::kPanels > 1 && a.rows > 2;
+  for (int64_t first = 0; first < a.rows; first += block) {
+    int64_t last = a.rows - first < block ? a.rows : first + block;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      PanelRun gate = source(panel, 2), up{gate.first + gate.stride, gate.stride};
+      for (int64_t row = first; row < last; row += kRows) {
+        int rows = a.rows - row < kRows ? (int)(a.rows - row) : kRows;
+        Product::run(x, gate, 1 + is_joint, row, rows, to_results, out);
+        if (!is_joint) Product::run(x, up, 1, row, rows, to_results, out + 1);
+        CHIPLET_DISPATCH(dtype, T,
+                         finish_gated<T>(a, row, rows, panel * kPanel, out[0], out[1]))
+      }
+    }
+  }
+}
+
+// Panels [begin, end). `source(panel, count)` gives panels to read: one after another, or a gate's
+// and that of what it is for.
 template <class Product, class Source, class ToResults>
 static void product_panels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
                            int64_t end, Source source, ToResults to_results) {
+  if (a.is_gated) {
+    return gated_panels<Product>(dtype, a, x, begin, end, source, to_results);
+  }
   constexpr int kRows = Product::kRows;
   alignas(64) float out[Product::kPanels][kRows * kPanel];
-  int64_t most = kCodesBytes / (4 * x.words) / kRows * kRows;
-  int64_t block = most < kRows ? kRows : most;
+  int64_t block = rows_at_once<Product>(x);
   // Few rows read panels one after another, as memory is read best.
   int at_once = a.rows <= 2 ? 1 : Product::kPanels;
   for (int64_t first = 0; first < a.rows; first += block) {
@@ -188,8 +220,11 @@ static void word_panels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int
   product_panels<WordProduct<Words>>(dtype, a, x, begin, end, source, to_results);
 }
 
+// From a panel to the one that is worked on with it.
+static inline int64_t panel_step(const LinearArgs& a) { return a.is_gated ? a.n / kPanel : 1; }
+
 static PanelRun packed_panels(const LinearArgs& a, int64_t panel) {
-  return {(const uint8_t*)a.panels + panel * a.panel_bytes, a.panel_bytes};
+  return {(const uint8_t*)a.panels + panel * a.panel_bytes, panel_step(a) * a.panel_bytes};
 }
 
 static void int8_channels(Dtype dtype, const LinearArgs& a, const WordArgs& x, int64_t begin,
@@ -207,7 +242,8 @@ static void int8_spans(Dtype dtype, const LinearArgs& a, const WordArgs& x, int6
   with_blocks(a.coding, [&](auto blocks) {
     auto source = [&](int64_t panel, int count) {
       for (int p = 0; p < count; ++p) {
-        const uint8_t* packed = (const uint8_t*)a.panels + (panel + p) * a.panel_bytes;
+        int64_t at = panel + p * panel_step(a);
+        const uint8_t* packed = (const uint8_t*)a.panels + at * a.panel_bytes;
         round_panel<decltype(blocks)>(packed, a.k, rounded + p * stride);
       }
       return PanelRun{rounded, stride};

@@ -26,7 +26,12 @@ from chiplet.api import (
     Yes,
 )
 from chiplet_cpu import native
-from chiplet_cpu.linear.panels import Panels, pack, refusal
+from chiplet_cpu.linear.panels import PANEL, Panels, pack, refusal
+from chiplet_cpu.ops.native import make_silu_mul
+
+_FEW_ROWS = 2
+"""So few are bound by reading panels, which is fastest one after another: the panels of a gate and
+of what it is for lie apart. Measured: `benchmarks/cpu_notes.md`."""
 
 
 class PanelLinear:
@@ -39,6 +44,7 @@ class PanelLinear:
         self._dtype: torch.dtype = getattr(torch, request.dtype)
         self._in_features = request.in_features
         self._out_features = request.out_features
+        self._silu_mul = make_silu_mul(self._code)
 
     def pack(self, weights: LinearWeights) -> Panels:
         """A packed copy; see `chiplet.api.LinearImpl.pack`."""
@@ -46,8 +52,20 @@ class PanelLinear:
 
     def run(self, x: Tensor, packed: Panels) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
+        return self._multiply(x, packed, self._out_features, 0)
+
+    def run_silu_mul(self, x: Tensor, packed: Panels) -> Tensor:
+        """The product with its gate; see `chiplet.api.GatedLinear.run_silu_mul`."""
+        width = self._out_features // 2
+        is_mixed = width % PANEL != 0  # a panel holds gates and others
+        if is_mixed or x.shape[0] <= _FEW_ROWS:
+            return self._silu_mul(self.run(x, packed))
+        return self._multiply(x, packed, width, 1)
+
+    def _multiply(self, x: Tensor, packed: Panels, width: int, is_gated: int) -> Tensor:
+        """Shapes: returns `[rows, width]`."""
         rows = x.shape[0]
-        out = torch.empty((rows, self._out_features), dtype=x.dtype)
+        out = torch.empty((rows, width), dtype=x.dtype)
         self._run(
             self._code,
             x.data_ptr(),
@@ -57,8 +75,9 @@ class PanelLinear:
             packed.address,
             packed.panel_bytes,
             self._in_features,
-            self._out_features,
+            width,
             packed.bias_address,
+            is_gated,
             out.data_ptr(),
         )
         return out

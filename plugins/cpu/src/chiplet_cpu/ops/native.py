@@ -72,7 +72,8 @@ def _make_rotary(code: int) -> OpImpl:
     return rotary
 
 
-def _make_silu_mul(code: int) -> OpImpl:
+def make_silu_mul(code: int) -> OpImpl:
+    """silu(gate) * up, for numbers of the type with this code; see `native.DTYPE_CODES`."""
     kernel = native.library.silu_mul
 
     def silu_mul(gate_up: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ _MAKERS: dict[Op, Callable[[int], OpImpl]] = {
     Op.RMS_NORM: _make_rms_norm,
     Op.ADD_RMS_NORM: _make_add_rms_norm,
     Op.ROTARY: _make_rotary,
-    Op.SILU_MUL: _make_silu_mul,
+    Op.SILU_MUL: make_silu_mul,
     Op.PENALIZE: _make_penalize,
     Op.MASK_TOKENS: _make_mask_tokens,
     Op.SAMPLE: _make_sample,
