@@ -41,6 +41,8 @@ class KvSpec:
         dtype: type of cached keys and values, unless they are coded.
         coding: of keys and values in eight bits; None keeps them in `dtype`. The cache is a tensor
             of bytes then.
+        value_dim: a value is the first `value_dim` elements of its key, and not cached once more;
+            None caches values of their own, as wide as keys.
     """
 
     num_kv_heads: int
@@ -48,6 +50,12 @@ class KvSpec:
     page_size: int
     dtype: Dtype
     coding: KvCoding | None = None
+    value_dim: int | None = None
+
+    @property
+    def num_planes(self) -> int:
+        """Rows of a token and head: a key and a value, or a key alone."""
+        return 2 if self.value_dim is None else 1
 
     @property
     def row_width(self) -> int:
@@ -63,9 +71,9 @@ class KvSpec:
 class KvLayout(Protocol):
     """Shape of one layer's pages, and the way to and from the canonical layout.
 
-    The canonical layout of `n` pages is `[n, 2, page_size, num_kv_heads, row_width]`, keys first,
-    contiguous, in the cache's dtype; bytes where they are coded, those of a scale in the host's
-    order.
+    The canonical layout of `n` pages is `[n, num_planes, page_size, num_kv_heads, row_width]`, keys
+    first, contiguous, in the cache's dtype; bytes where they are coded, those of a scale in the
+    host's order.
 
     Attributes:
         name: two layouts with the same name and spec are the same.
@@ -93,25 +101,25 @@ class KvLayout(Protocol):
     ) -> None:
         """Copy pages in.
 
-        Shapes: canonical as the class says, `[n, 2, page_size, num_kv_heads, row_width]`; kv as
-        `shape` says; page_ids `[n] int64`.
+        Shapes: canonical as the class says, `[n, num_planes, page_size, num_kv_heads, row_width]`;
+        kv as `shape` says; page_ids `[n] int64`.
         Mutates: `kv`, at `page_ids`.
         """
         ...
 
 
 class CanonicalLayout:
-    """A `KvLayout`: pages as `[num_pages, 2, page_size, num_kv_heads, row_width]`, keys first."""
+    """A `KvLayout` whose pages are canonical as they lie."""
 
     name = "canonical"
 
     def shape(self, spec: KvSpec, num_pages: int) -> tuple[int, ...]:
         """Shape of all pages of one layer; see `KvLayout`."""
-        return (num_pages, 2, spec.page_size, spec.num_kv_heads, spec.row_width)
+        return (num_pages, spec.num_planes, spec.page_size, spec.num_kv_heads, spec.row_width)
 
     def page_bytes(self, spec: KvSpec) -> int:
         """Bytes of one page of one layer."""
-        return 2 * spec.page_size * spec.num_kv_heads * spec.row_bytes
+        return spec.num_planes * spec.page_size * spec.num_kv_heads * spec.row_bytes
 
     def to_canonical(self, kv: torch.Tensor, page_ids: torch.Tensor, spec: KvSpec) -> torch.Tensor:
         """Copy pages out; see `KvLayout`."""
@@ -175,6 +183,8 @@ class AttentionRequest:
             needed.add(Feature.SINKS)
         if self.has_tree:
             needed.add(Feature.TREE_MASK)
+        if self.kv.value_dim is not None:
+            needed.add(Feature.LATENT_KV)
         if self.num_captured:
             needed.add(Feature.CAPTURE)
         return frozenset(needed)
@@ -220,7 +230,8 @@ class AttentionImpl(Protocol):
         Shapes: q `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens, num_kv_heads,
         head_dim]`, possibly strided, last dimension contiguous; kv as the layout says, where rows
         that nobody wrote may hold anything, NaN included; returns
-        `[num_tokens, num_heads, head_dim]`.
+        `[num_tokens, num_heads, head_dim]`. Where values are parts of keys, v is k and need not be
+        looked at, and what returns is `[num_tokens, num_heads, value_dim]`.
         Mutates: `kv`, at the batch's `kv_rows`.
         """
         ...

@@ -24,6 +24,8 @@ class Feature(StrEnum):
     """Attention: scores are bounded smoothly before softmax."""
     SINKS = "sinks"
     """Attention: each head has a score that takes weight and adds no value."""
+    LATENT_KV = "latent_kv"
+    """Attention: values are the first elements of their keys, and are not cached."""
     TREE_MASK = "tree_mask"
     """Attention: new tokens of a request may be branches, which do not see one another."""
     CAPTURE = "capture"

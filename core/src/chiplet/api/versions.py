@@ -4,7 +4,7 @@ A minor step adds what an older plugin need not know: optional fields, features,
 beside others. A major step changes what a plugin must do. docs/compatibility.md has the whole
 promise, and tests/fossils/ what keeps it.
 
-attention 1.1: `Part`. 1.2: `ForwardBatch.tree_bits`, `CapturingAttention`.
+attention 1.1: `Part`. 1.2: `tree_bits`, `CapturingAttention`, `KvSpec.value_dim`.
 linear 1.1: `LinearRequest.is_gated` and `GatedLinear`, for gates applied by the product itself.
 ops 1.1: `Op.MASK_TOKENS`, for grammars.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.

@@ -114,10 +114,11 @@ class PlainAttention:
         sinks: Tensor | None,
     ) -> Tensor:
         coding = self._request.kv.coding
-        for index, new in enumerate((k, v)):
+        for index, new in enumerate((k, v)[: self._request.kv.num_planes]):
             row = new.to(kv.dtype) if coding is None else encode(new, coding)
             kv[plan.page_ids, index, plan.offsets] = row
-        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+        width = self._request.kv.value_dim or q.shape[2]
+        out = torch.zeros(*q.shape[:2], width, dtype=q.dtype, device=q.device)
         for request in plan.requests:
             rows, is_own = request.tokens, request.is_own[:, None, None]
             keys, values = self._cached(kv, request)
@@ -148,11 +149,11 @@ class PlainAttention:
 
     def _cached(self, kv: Tensor, request: RequestRows) -> tuple[Tensor, Tensor]:
         """Keys and values of a request's pages, `[columns, num_kv_heads, head_dim]` each."""
-        pages = kv[request.page_ids]  # [num_pages, 2, page_size, num_kv_heads, row_width]
-        if self._request.kv.coding is not None:
-            pages = decode(pages, self._request.kv.coding)
-        keys, values = pages.transpose(0, 1).flatten(1, 2)
-        return keys, values
+        spec, pages = self._request.kv, kv[request.page_ids]
+        if spec.coding is not None:
+            pages = decode(pages, spec.coding)
+        planes = pages.transpose(0, 1).flatten(1, 2)
+        return planes[0], planes[0][..., : spec.value_dim] if spec.value_dim else planes[1]
 
     def _visible(self, num_columns: int, positions: Tensor, request: RequestRows) -> Tensor:
         """Which tokens see which, `[queries, num_columns] bool`.

@@ -176,7 +176,7 @@ def check_layout(layout: KvLayout, spec: KvSpec, device: torch.device) -> None:
     )
     kv.zero_()
     page_ids = torch.tensor([5, 0, 3], device=device)
-    one_page = (2, spec.page_size, spec.num_kv_heads, spec.row_width)
+    one_page = (spec.num_planes, spec.page_size, spec.num_kv_heads, spec.row_width)
     drawn = torch.randn(3, *one_page) if spec.coding is None else torch.randint(256, (3, *one_page))
     canonical = drawn.to(dtype).to(device)
     layout.from_canonical(canonical, kv, page_ids, spec)

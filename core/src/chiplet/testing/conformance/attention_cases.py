@@ -85,6 +85,7 @@ def attention_cases() -> Iterator[Case]:
     yield from _feature_cases(main)
     yield from _tree_cases(main)
     yield from _capture_cases(main)
+    yield from _latent_cases()
     for shape, dtype in product(SHAPES, Dtype):
         yield _layout_case(attention_request(shape, dtype), str(shape))
     for shape, coding in product(SHAPES, KvCoding):
@@ -198,6 +199,25 @@ def _capture_case(
     )
 
 
+def _latent_cases() -> Iterator[Case]:
+    """Values that are parts of keys: one key for all heads, also as wide as models have it."""
+    small, wide = Shape(6, 1, 48, 16), Shape(16, 1, 576, 64)
+    for shape, dtype, window in product((small, wide), Dtype, (None, 20)):
+        plain = attention_request(shape, dtype, window=window)
+        request = replace(plain, kv=replace(plain.kv, value_dim=shape.head_dim // 9 * 8 or 1))
+        lengths = [each for each in _lengths(shape) if each.name in ("mixed", "chunks with prefix")]
+        for case in lengths:
+            is_quick = shape == small and dtype is not Dtype.FLOAT16
+            yield _case(shape, request, case, is_quick=is_quick)
+    for dtype in Dtype:
+        plain = attention_request(small, dtype)
+        latent = replace(plain, has_tree=True, kv=replace(plain.kv, value_dim=32))
+        yield _layout_case(latent, f"{small} of keys alone")
+        for request in _beyond_plain(latent):
+            is_quick = dtype is Dtype.BFLOAT16
+            yield _case(small, request, tree_cases(small.page_size)[3], is_quick=is_quick)
+
+
 def _paths_case(shape: Shape, dtype: Dtype, window: int | None) -> Case:
     request = replace(attention_request(shape, dtype, window=window), has_tree=True)
 
@@ -260,6 +280,7 @@ def _case(
         f"softcap {request.softcap:g}" if request.softcap is not None else "",
         "sinks" if request.has_sinks else "",
         "trees" if request.has_tree else "",
+        "values in keys" if request.kv.value_dim is not None else "",
         {SHARP: "sharp scores", HUGE: "huge scores"}.get(scale, ""),
         f"{placement} inputs" if placement is not Placement.STACKED else "",
     ]
@@ -344,6 +365,7 @@ def in_words(request: AttentionRequest) -> str:
     sinks = ", sinks" if request.has_sinks else ""
     rest = f"{cache}{window}{softcap}{sinks}{', trees' if request.has_tree else ''}"
     heads = f"{request.num_heads}/{request.num_kv_heads}x{request.head_dim}"
+    rest += f", values of {request.kv.value_dim}" if request.kv.value_dim is not None else ""
     rest += f", {request.num_captured} captured" if request.num_captured else ""
     return f"attention {heads}, pages of {request.kv.page_size}, {request.dtype}{rest}"
 

@@ -53,8 +53,8 @@ class Inputs:
     """A batch with its cache, in main memory.
 
     Attributes:
-        canonical: `[num_pages, 2, page_size, num_kv_heads, row_width]`, NaN wherever no token was
-            written: all bits are set there.
+        canonical: pages in the canonical layout, NaN wherever no token was written: all bits are
+            set there.
     """
 
     batch: ForwardBatch
@@ -81,14 +81,17 @@ def make_inputs(request: AttentionRequest, case: AttentionCase, score_scale: flo
     q, k, v = (
         torch.randn(batch.num_tokens, each, request.head_dim, generator=random) for each in heads
     )
-    shape = (num_pages, 2, spec.page_size, request.num_kv_heads, spec.row_bytes)
+    if spec.value_dim is not None:
+        v = k
+    shape = (num_pages, spec.num_planes, spec.page_size, request.num_kv_heads, spec.row_bytes)
     canonical = torch.full(shape, 255, dtype=torch.uint8).view(cache_dtype(spec))
     for index, (length, queries) in enumerate(
         zip(case.kv_lengths, case.query_lengths, strict=True)
     ):
         at = torch.arange(length - queries)
         pages, offsets = batch.page_table[index].long()[at // spec.page_size], at % spec.page_size
-        old = torch.randn(len(at), 2, request.num_kv_heads, request.head_dim, generator=random)
+        rows = (len(at), spec.num_planes, request.num_kv_heads, request.head_dim)
+        old = torch.randn(rows, generator=random)
         canonical[pages, :, offsets] = (
             old.to(canonical.dtype) if spec.coding is None else encode(old, spec.coding)
         )
