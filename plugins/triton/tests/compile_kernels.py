@@ -151,7 +151,9 @@ def call_attention(traits, context, dtype, torch_dtype):
         impl = TritonAttentionProvider(traits).build(request, context)
         (layout,) = impl.layouts()
         kv = new(*layout.shape(spec, 4), kind=torch.uint8 if coding else torch_dtype)
-        for lengths in ((1,), (1,) * 256, (300,)):
+        # Decodes in parts and whole; with codes in int8, whose kernel differs in nothing, whole.
+        decodes = ((1,) * 256,) if coding is KvCoding.INT8 else ((1,), (1,) * 256)
+        for lengths in (*decodes, (300,)):
             n = sum(lengths)
             bits = new(n, 2, kind=torch.int32) if request.has_tree else None
             plan = impl.plan(replace(batch(lengths), tree_bits=bits), layout)

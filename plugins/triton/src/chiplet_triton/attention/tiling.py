@@ -52,16 +52,17 @@ def decode_tiling(request: AttentionRequest) -> DecodeTiling:
 
 def extend_tiling(request: AttentionRequest, traits: DeviceTraits) -> Tiling:
     """For chunks."""
+    is_int8 = request.kv.coding is KvCoding.INT8
     if _is_wide(request):
         tiling = Tiling(64, 32, 4, 2)
     elif traits.is_cuda and traits.reads_operands_in_place:
         tiling = Tiling(128, 64, 8, 3)
     elif traits.is_cuda:
         # With 64 keys, or with codes in int8 and more rows, registers spill.
-        rows, num_warps = (64, 4) if request.kv.coding is KvCoding.INT8 else (128, 8)
+        rows, num_warps = (64, 4) if is_int8 else (128, 8)
         tiling = Tiling(rows, 32, num_warps, 3)
     else:
-        keys = 64 if request.softcap is None else 32  # with 64, registers spill
-        tiling = Tiling(128, keys, 4, 3)
+        has_more = request.softcap is not None or is_int8
+        tiling = Tiling(128, 32 if has_more else 64, 4, 3)  # with 64 keys, registers spill
     group = request.num_heads // request.num_kv_heads
     return tiling._replace(rows=max(tiling.rows, next_power_of_2(group)))
