@@ -195,7 +195,7 @@ def test_unusual_attention(request_):
 
 
 ODD_LENGTHS = AttentionCase("odd lengths", (1, 1, 9), (77, 2, 30))
-SMALL_TREES = AttentionCase("small trees", (1, 34), (3, 60), parents=((-1,), random_tree(34, 2)))
+SMALL_TREES = AttentionCase("small trees", (1, 10), (3, 30), parents=((-1,), random_tree(10, 2)))
 TREE_CASES = [*tree_cases(16)[:1], tree_cases(16)[3]]
 
 
