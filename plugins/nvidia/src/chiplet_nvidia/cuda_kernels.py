@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +16,13 @@ from chiplet_nvidia.gpus import DRIVER
 
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll")
 _OVERLAP_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_CLUSTER_ATTRIBUTE = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+_SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
-Argument = torch.Tensor | ctypes.c_int | ctypes.c_longlong | None
+_COMPILERS = 4
+"""Threads: a start with many kernels compiles some of them at once."""
+
+Argument = torch.Tensor | ctypes.c_int | ctypes.c_longlong | ctypes.Structure | None
 
 
 class KernelError(RuntimeError):
@@ -58,6 +64,7 @@ class CudaKernel:
         capability: tuple[int, int],
         defines: Mapping[str, int],
         threads: int,
+        shared_bytes: int = 0,
     ) -> None:
         """Know what to compile; nothing is compiled yet.
 
@@ -67,14 +74,23 @@ class CudaKernel:
             capability: of the GPU, like (9, 0).
             defines: the source's constants.
             threads: of a block.
+            shared_bytes: of a block, beyond what the source declares.
         """
         self._source, self._name = source, name
+        # Machine code of Hopper's own instructions runs on no later GPU, so that it has a name.
+        kind = "a" if capability == (9, 0) else ""
         self._options = (
-            f"-arch=sm_{capability[0]}{capability[1]}",
+            f"-arch=sm_{capability[0]}{capability[1]}{kind}",
             *(f"-D{key}={value}" for key, value in defines.items()),
         )
         self._block = (ctypes.c_uint * 3)(threads, 1, 1)
+        self._shared_bytes = shared_bytes
         self._can_overlap = capability >= (9, 0)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the compiler is told."""
+        return self._options
 
     def launch(self, grid: tuple[int, int], arguments: Sequence[Argument]) -> None:
         """Launch in torch's current stream; where the GPU can, before what runs there has ended.
@@ -84,21 +100,51 @@ class CudaKernel:
         """
         values = [_c_value(each) for each in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        launch = self._configuration(grid)
+        launch.stream = torch.cuda.current_stream().cuda_stream
+        code = driver().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None)
+        if code:
+            raise KernelError(f"{self._name} cannot be launched: {driver_error(code)}.")
+
+    def most_clusters(self, cluster: int) -> int:
+        """Clusters of so many blocks that fit on the device at once.
+
+        Raises:
+            KernelError: it does not compile, or the driver does not say.
+        """
+        launch, number = self._configuration((cluster, 1)), ctypes.c_int()
+        size = _Attribute(id=_CLUSTER_ATTRIBUTE, value=cluster)
+        size.rest[0] = size.rest[4] = 1
+        launch.attributes, launch.num_attributes = ctypes.pointer(size), 1
+        ask = driver().cuOccupancyMaxActiveClusters
+        code = ask(ctypes.byref(number), self._function, ctypes.byref(launch))
+        if code:
+            raise KernelError(f"{self._name} has no clusters: {driver_error(code)}.")
+        return number.value
+
+    def compile_soon(self) -> None:
+        """Begin to compile in another thread, unless it has begun."""
+        _compiling(self._source, self._options)
+
+    def _configuration(self, grid: tuple[int, int]) -> _Launch:
         overlap = _Attribute(id=_OVERLAP_ATTRIBUTE, value=1)
-        launch = _Launch(
+        return _Launch(
             grid=(ctypes.c_uint * 3)(*grid, 1),
             block=self._block,
-            stream=torch.cuda.current_stream().cuda_stream,
+            shared_bytes=self._shared_bytes,
             attributes=ctypes.pointer(overlap),
             num_attributes=int(self._can_overlap),
         )
-        code = _driver().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None)
-        if code:
-            raise KernelError(f"{self._name} cannot be launched: {_driver_error(code)}.")
 
     @cached_property
     def _function(self) -> ctypes.c_void_p:
-        return _load(compiled(self._source, self._options), self._name)
+        function = _load(compiled(self._source, self._options), self._name)
+        if self._shared_bytes:
+            set_attribute = driver().cuFuncSetAttribute
+            code = set_attribute(function, _SHARED_BYTES_ATTRIBUTE, self._shared_bytes)
+            if code:
+                raise KernelError(f"{self._name} cannot be loaded: {driver_error(code)}.")
+        return function
 
 
 def _c_value(argument: Argument) -> Any:
@@ -109,13 +155,26 @@ def _c_value(argument: Argument) -> Any:
     return argument
 
 
-@lru_cache(maxsize=64)
 def compiled(source: str, options: tuple[str, ...]) -> bytes:
-    """Machine code of a source file in the folder `kernels`.
+    """Machine code of a source file in the folder `kernels`; blocks until it is compiled.
 
     Raises:
         KernelError: no compiler is installed, or it refuses the source.
     """
+    return _compiling(source, options).result()
+
+
+@lru_cache(maxsize=256)
+def _compiling(source: str, options: tuple[str, ...]) -> Future[bytes]:
+    return _compilers().submit(_compile, source, options)
+
+
+@lru_cache(maxsize=1)
+def _compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_COMPILERS, thread_name_prefix="nvrtc")
+
+
+def _compile(source: str, options: tuple[str, ...]) -> bytes:
     nvrtc = _nvrtc()
     if nvrtc is None:
         raise KernelError(f"No NVRTC is installed; looked for {', '.join(_NVRTC)}.")
@@ -159,22 +218,23 @@ def _nvrtc() -> ctypes.CDLL | None:
 
 
 @lru_cache(maxsize=1)
-def _driver() -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """The driver's library."""
     return ctypes.CDLL(DRIVER)
 
 
-def _driver_error(code: int) -> str:
+def driver_error(code: int) -> str:
+    """What the driver calls an error."""
     text = ctypes.c_char_p()
-    _driver().cuGetErrorString(code, ctypes.byref(text))
+    driver().cuGetErrorString(code, ctypes.byref(text))
     return f"{(text.value or b'unknown error').decode()} ({code})"
 
 
 def _load(code: bytes, name: str) -> ctypes.c_void_p:
     """The kernel in the current context."""
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    driver = _driver()
-    error = driver.cuModuleLoadData(ctypes.byref(module), code)
-    error = error or driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+    error = driver().cuModuleLoadData(ctypes.byref(module), code)
+    error = error or driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode())
     if error:
-        raise KernelError(f"{name} cannot be loaded: {_driver_error(error)}.")
+        raise KernelError(f"{name} cannot be loaded: {driver_error(error)}.")
     return function

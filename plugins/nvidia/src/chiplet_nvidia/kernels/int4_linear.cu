@@ -233,3 +233,16 @@ extern "C" __global__ void int4_dequantize(const uint4 *w, const u32 *scales, u1
                 make_uint4(out_words[0], out_words[1], out_words[2], out_words[3]);
         }
 }
+
+// x with the inputs of each product of a lane together: of 32, input 8j + 4s + 2p + e goes to place
+// 16s + 8p + 2j + e. Grid: blocks of 256 threads for eight inputs each; rows.
+extern "C" __global__ void int4_order_inputs(const u32 *x, uint4 *ordered, int num_eights,
+                                             long long x_stride) {
+    const int at = blockIdx.x * 256 + threadIdx.x;
+    wait_for_inputs();
+    let_next_start();
+    if (at >= num_eights) return;
+    const u32 *source = x + blockIdx.y * (x_stride / 2) + at / 4 * 16 + at % 4 / 2 * 2 + at % 2;
+    ordered[(long long)blockIdx.y * num_eights + at] =
+        make_uint4(source[0], source[4], source[8], source[12]);
+}

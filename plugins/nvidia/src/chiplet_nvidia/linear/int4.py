@@ -26,12 +26,21 @@ from chiplet.api import (
 )
 from chiplet_nvidia.cuda_kernels import CudaKernel, has_compiler
 from chiplet_nvidia.linear.int4_layout import TILE, UNIT, pack_codes, pack_scales
+from chiplet_nvidia.linear.int4_wgmma import CAPABILITY, Int4Wgmma, WideTiling
+from chiplet_nvidia.linear.tiles import workspace
 
 _SOURCE = "int4_linear.cu"
 _GROUPS = (32, 64, 128)
 _FIRST_CAPABILITY = (8, 0)
 _MAX_ROWS = 256
 """Above, weights are made plain and the product is cuBLAS's."""
+
+WIDE_TILINGS = (WideTiling(32, 3), WideTiling(64, 3), WideTiling(128, 2))
+"""Of the kernel for many rows; the last one takes more rows than its own several times. The best of
+a sweep on an H200, see benchmarks/nvidia_notes.md."""
+
+_MANY_WEIGHTS = 1 << 25
+"""From here on the kernel for many rows is worth its launches above 16 rows, below it above 32."""
 
 
 class PackedInt4(NamedTuple):
@@ -70,6 +79,7 @@ class Tiling:
         return 8 * self.row_tiles
 
 
+_ORDER_THREADS = 256
 _ALIGNMENT_BYTES = 16  # threads load so much at a time
 
 _NARROW = 6144
@@ -92,7 +102,9 @@ def tilings(out_features: int) -> tuple[Tiling, ...]:
 class Int4Linear:
     """y = x W^T + b, near the speed of reading W for a few rows."""
 
-    def __init__(self, request: LinearRequest, capability: tuple[int, int]) -> None:
+    def __init__(
+        self, request: LinearRequest, capability: tuple[int, int], device: torch.device
+    ) -> None:
         assert request.scheme is not None
         self._k, self._n = request.in_features, request.out_features
         defines = {
@@ -114,6 +126,17 @@ class Int4Linear:
         cuts = tilings(self._n)
         self._products = [(cut, kernel("int4_linear", cut, 32 * cut.warps)) for cut in cuts]
         self._dequantize = kernel("int4_dequantize", cuts[0], 64)
+        self._order = kernel("int4_order_inputs", cuts[0], _ORDER_THREADS)
+        self._wide: list[tuple[WideTiling, Int4Wgmma]] = []
+        self._few_rows = _MAX_ROWS
+        if capability == CAPABILITY:
+            self._few_rows = 16 if self._n * self._k >= _MANY_WEIGHTS else 32
+            dtype = torch.bfloat16 if request.dtype is Dtype.BFLOAT16 else torch.float16
+            size = request.scheme.group_size
+            self._wide = [(each, Int4Wgmma(each, dtype, size)) for each in WIDE_TILINGS]
+            for _, product in self._wide:
+                product.kernel.compile_soon()
+            workspace(device)  # now, since it must be there before a step is recorded
 
     def pack(self, weights: LinearWeights) -> PackedInt4:
         """Weights in the order of the kernel."""
@@ -131,6 +154,9 @@ class Int4Linear:
             return F.linear(x, self._plain(packed, x.dtype), packed.bias)
         if x.data_ptr() % _ALIGNMENT_BYTES or x.stride(0) * x.element_size() % _ALIGNMENT_BYTES:
             x = x.clone(memory_format=torch.contiguous_format)
+        if num_rows > self._few_rows:
+            product = next((p for cut, p in self._wide if num_rows <= cut.rows), self._wide[-1][1])
+            return product.run(self._ordered(x), packed.weight, packed.scales, packed.bias)
         y = torch.empty(num_rows, self._n, dtype=x.dtype, device=x.device)
         tiling, kernel = next(
             (each for each in self._products if num_rows <= each[0].rows), self._products[-1]
@@ -150,6 +176,16 @@ class Int4Linear:
             ),
         )
         return y
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        """Puts inputs into the order in which the kernel for many rows multiplies."""
+        num_rows, num_eights = x.shape[0], self._k // 8
+        ordered = torch.empty(num_rows, self._k, dtype=x.dtype, device=x.device)
+        self._order.launch(
+            (-(-num_eights // _ORDER_THREADS), num_rows),
+            (x, ordered, ctypes.c_int(num_eights), ctypes.c_longlong(x.stride(0))),
+        )
+        return ordered
 
     def _plain(self, packed: PackedInt4, dtype: torch.dtype) -> Tensor:
         plain = torch.empty(self._n, self._k, dtype=dtype, device=packed.weight.device)
@@ -195,4 +231,4 @@ class Int4Provider:
 
     def build(self, request: LinearRequest, context: BuildContext) -> Int4Linear:
         """Kernels for the layer's shape; compiled at their first launch."""
-        return Int4Linear(request, self._capability)
+        return Int4Linear(request, self._capability, context.torch_device)
