@@ -45,7 +45,7 @@ def step_of(num_requests, max_pages, num_tokens=None, sampling=GREEDY):
     )
 
 
-@pytest.mark.parametrize("largest", [1, 3, 64, 65, 100, 256])
+@pytest.mark.parametrize("largest", [1, 3, 64, 65, 100, 256, 300, 512, 1000])
 def test_sizes_reach_the_largest_and_never_pass_it(largest):
     found = sizes(largest)
     assert found == sorted(set(found))

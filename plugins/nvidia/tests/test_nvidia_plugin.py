@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def test_nothing_is_offered_for_other_devices():
     assert plugin.linear(device=device("cpu")) == []
     assert plugin.config_proposals(config=EngineConfig(), device=device("cpu")) == []
     assert plugin.config_proposals(config=EngineConfig(), device=device())
+
+
+@pytest.mark.parametrize(("gib", "num_requests"), [(80, 256), (141, 512)])
+def test_more_requests_run_at_once_where_memory_keeps_their_contexts(gib, num_requests):
+    probe = replace(device(), total_memory_bytes=gib << 30)
+    proposed = {
+        each.path: each.value
+        for each in plugin.config_proposals(config=EngineConfig(), device=probe)
+    }
+    assert proposed["schedule.max_running_requests"] == num_requests
 
 
 @pytest.mark.device

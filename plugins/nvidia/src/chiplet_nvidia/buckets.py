@@ -8,7 +8,9 @@ from chiplet.api import GREEDY, Sampling, ShapeBucket, StepLimits
 
 _SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 _STEP = 16
-"""Requests: close together where weights are read for few rows, evenly spaced above."""
+_LARGE_SIZES = (320, 384, 512)
+"""Requests: close together where weights are read for few rows, evenly spaced up to 256. Above,
+sizes at which products are fast: with 448 rows cuBLAS takes nearly twice as long as with 512."""
 
 _MIXED_TOKENS = (32, 64, 128, 192, 256, 384, 512)
 _MIXED_REQUESTS = 64
@@ -45,8 +47,10 @@ def recorded_buckets(limits: StepLimits) -> list[ShapeBucket]:
 
 def sizes(largest: int) -> list[int]:
     """Numbers of decoding requests up to the largest."""
-    evenly = range(_SIZES[-1] + _STEP, largest + _STEP, _STEP)
-    return sorted({min(size, largest) for size in (*_SIZES, *evenly)})
+    evenly = range(_SIZES[-1] + _STEP, 256 + _STEP, _STEP)
+    beyond = range(512 + 128, largest + 128, 128)
+    found = (*_SIZES, *evenly, *_LARGE_SIZES, *beyond)
+    return sorted({min(size, largest) for size in found})
 
 
 def _decodes(limits: StepLimits, max_pages: int, sampling: Sampling) -> Iterator[ShapeBucket]:

@@ -43,14 +43,9 @@ def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
 @api.hookimpl
 def config_proposals(config: api.EngineConfig, device: api.DeviceProbe) -> list[api.Proposal]:
     """Larger steps than a CPU takes."""
-    if device.device_type != "cuda":
-        return []
-    reason = "a GPU is filled by large steps"
-    return [
-        api.Proposal("schedule.max_running_requests", 256, reason),
-        api.Proposal("schedule.chunked_prefill_size", 8192, reason),
-        api.Proposal("schedule.mixed_prefill_size", 128, "rows of a tile of its products"),
-    ]
+    from chiplet_nvidia.proposals import proposals_for  # noqa: PLC0415
+
+    return proposals_for(device) if device.device_type == "cuda" else []
 
 
 @api.hookimpl
