@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chiplet.api import Check, CheckStatus, DeviceProbe
 from chiplet_cpu import ipex, native
-from chiplet_cpu.host import memory_info, usable_cores
+from chiplet_cpu.host import huge_page_switch, memory_info, usable_cores
 from chiplet_cpu.topology import Node, read_nodes
 
 _SMALL_MEMORY_BYTES = 2 << 30
@@ -14,10 +14,10 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def run_checks(device: DeviceProbe | None) -> list[Check]:
-    """One line each on cores, instruction sets, kernels and memory."""
+    """One line each on cores, instruction sets, kernels, memory and its pages."""
     if device is None:
         return []
-    checks = [_cores(), _instruction_sets(device), _kernels(), _memory()]
+    checks = [_cores(), _instruction_sets(device), _kernels(), _memory(), _huge_pages()]
     nodes = read_nodes()
     if len(nodes) > 1:
         checks.append(_nodes(nodes))
@@ -62,6 +62,20 @@ def _memory() -> Check:
         remedy = "Free memory or raise the container's limit."
         return Check("cpu memory", CheckStatus.WARNING, detail, remedy)
     return Check("cpu memory", CheckStatus.OK, detail)
+
+
+def _huge_pages() -> Check:
+    switch = huge_page_switch()
+    if switch is None:
+        return Check("cpu huge pages", CheckStatus.OK, "the system does not tell of any")
+    if "[never]" in switch:
+        return Check(
+            "cpu huge pages",
+            CheckStatus.WARNING,
+            f"refused ({switch}); one stream is served at two thirds of its speed",
+            "As root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    return Check("cpu huge pages", CheckStatus.OK, f"granted to who asks ({switch})")
 
 
 def _nodes(nodes: Sequence[Node]) -> Check:

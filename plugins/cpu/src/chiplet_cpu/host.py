@@ -61,6 +61,14 @@ def memory_info(root: Path = Path("/")) -> MemoryInfo:
     )
 
 
+def huge_page_switch(root: Path = Path("/")) -> str | None:
+    """What the system says of huge pages, like "always [madvise] never"; None if it does not."""
+    try:
+        return (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text("ascii").strip()
+    except OSError:
+        return None
+
+
 def _processor(root: Path) -> tuple[str, frozenset[str]]:
     """Name and flags of the first processor; empty where there is no /proc/cpuinfo."""
     try:

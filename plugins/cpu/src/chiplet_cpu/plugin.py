@@ -62,10 +62,12 @@ def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
     from chiplet_cpu.linear.native import NativeInt8Provider, NativeLinearProvider  # noqa: PLC0415
     from chiplet_cpu.linear.onednn import OneDnnProvider  # noqa: PLC0415
     from chiplet_cpu.linear.plain import TorchLinearProvider  # noqa: PLC0415
+    from chiplet_cpu.linear.weight_memory import WeightMemory  # noqa: PLC0415
 
+    memory = WeightMemory()
     providers: list[api.LinearProvider] = [
-        NativeInt8Provider(),
-        NativeLinearProvider(),
+        NativeInt8Provider(memory),
+        NativeLinearProvider(memory),
         OneDnnProvider(),
         TorchLinearProvider(),
     ]

@@ -27,6 +27,7 @@ from chiplet.api import (
 )
 from chiplet_cpu import native
 from chiplet_cpu.linear.panels import PANEL, Panels, pack, refusal
+from chiplet_cpu.linear.weight_memory import WeightMemory
 from chiplet_cpu.ops.native import make_silu_mul
 
 _FEW_ROWS = 2
@@ -37,9 +38,16 @@ of what it is for lie apart. Measured: `benchmarks/cpu_notes.md`."""
 class PanelLinear:
     """y = x W^T + b on panels, by one of the kernels."""
 
-    def __init__(self, request: LinearRequest, kernel: Any) -> None:
-        """Take the layer, and the kernel that is to multiply: `linear` or `int8_linear`."""
+    def __init__(self, request: LinearRequest, kernel: Any, memory: WeightMemory) -> None:
+        """Take the layer, the kernel that is to multiply, and memory for what is packed.
+
+        Args:
+            request: for the layer.
+            kernel: `linear` or `int8_linear`.
+            memory: shared with other layers.
+        """
         self._run = kernel
+        self._memory = memory
         self._code = native.DTYPE_CODES[request.dtype]
         self._dtype: torch.dtype = getattr(torch, request.dtype)
         self._in_features = request.in_features
@@ -48,7 +56,7 @@ class PanelLinear:
 
     def pack(self, weights: LinearWeights) -> Panels:
         """A packed copy; see `chiplet.api.LinearImpl.pack`."""
-        return pack(weights)
+        return pack(weights, self._memory)
 
     def run(self, x: Tensor, packed: Panels) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
@@ -125,6 +133,10 @@ class NativeLinearProvider:
     name = "native"
     accepts = _CODED
 
+    def __init__(self, memory: WeightMemory | None = None) -> None:
+        """Take memory for packed weights, which providers may share."""
+        self._memory = memory or WeightMemory()
+
     def assess(self, request: LinearRequest) -> Verdict:
         """Yes where the kernels could be built and know the coding."""
         if not native.is_available():
@@ -136,7 +148,7 @@ class NativeLinearProvider:
 
     def build(self, request: LinearRequest, context: BuildContext) -> PanelLinear:
         """The product on panels."""
-        return PanelLinear(request, native.library.linear)
+        return PanelLinear(request, native.library.linear, self._memory)
 
 
 class NativeInt8Provider:
@@ -144,6 +156,10 @@ class NativeInt8Provider:
 
     name = "native-int8"
     accepts = _CODED | {Feature.INT8_WEIGHTS, Feature.DYNAMIC_ACTIVATIONS}
+
+    def __init__(self, memory: WeightMemory | None = None) -> None:
+        """Take memory for packed weights, which providers may share."""
+        self._memory = memory or WeightMemory()
 
     def assess(self, request: LinearRequest) -> Verdict:
         """Yes where the kernels could be built and know the coding."""
@@ -164,4 +180,4 @@ class NativeInt8Provider:
 
     def build(self, request: LinearRequest, context: BuildContext) -> PanelLinear:
         """The product of whole numbers."""
-        return PanelLinear(request, native.library.int8_linear)
+        return PanelLinear(request, native.library.int8_linear, self._memory)

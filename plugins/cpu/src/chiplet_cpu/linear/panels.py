@@ -21,6 +21,7 @@ from chiplet.api import (
     WeightScheme,
 )
 from chiplet_cpu import native
+from chiplet_cpu.linear.weight_memory import WeightMemory
 
 PANEL = 16
 
@@ -97,26 +98,27 @@ def refusal(request: LinearRequest, *, is_rounded: bool) -> No | None:
     return None
 
 
-def pack(weights: LinearWeights) -> Panels:
+def pack(weights: LinearWeights, memory: WeightMemory) -> Panels:
     """A packed copy, about as large as the weights were."""
-    data, coding = _panels(weights)
+    data, coding = _panels(weights, memory)
     bias = weights.bias
     bias_address = 0 if bias is None else bias.data_ptr()
     return Panels(data, bias, coding, data.data_ptr(), data.shape[1], bias_address)
 
 
-def _panels(weights: LinearWeights) -> tuple[Tensor, int]:
+def _panels(weights: LinearWeights, memory: WeightMemory) -> tuple[Tensor, int]:
     """`[num_panels, panel_bytes] uint8`, and the coding word."""
     scheme = weights.scheme
     if scheme is None:
-        return _plain_panels(weights.weight)
+        panels, code = _plain_panels(weights.weight)
+        return memory.keep(panels), code
     code = code_of(scheme)
     assert code is not None, scheme
     if scheme.coding is Coding.INT8:
-        return _channel_panels(weights), code
+        return memory.keep(_channel_panels(weights)), code
     if scheme.coding is Coding.INT4:
-        return _group_panels(weights), code
-    return _block_panels(weights.weight, scheme.coding, code), code
+        return memory.keep(_group_panels(weights)), code
+    return _block_panels(weights.weight, scheme.coding, code, memory), code
 
 
 def _plain_panels(weight: Tensor) -> tuple[Tensor, int]:
@@ -168,7 +170,7 @@ def _group_panels(weights: LinearWeights) -> Tensor:
     return torch.cat([heads, codes], dim=2).flatten(1).contiguous()
 
 
-def _block_panels(blocks: Tensor, coding: Coding, code: int) -> Tensor:
+def _block_panels(blocks: Tensor, coding: Coding, code: int, memory: WeightMemory) -> Tensor:
     """Panels of GGUF blocks `[N, num_blocks * block bytes] uint8`."""
     block = coding.block
     assert block is not None, coding
@@ -176,7 +178,7 @@ def _block_panels(blocks: Tensor, coding: Coding, code: int) -> Tensor:
     in_features = row_bytes // block.size_bytes * block.elements
     num_panels = -(-num_rows // PANEL)
     size_bytes = native.library.panel_bytes(code, in_features)
-    panels = torch.empty(num_panels, size_bytes, dtype=torch.uint8)
+    panels = memory.empty(num_panels, size_bytes)
     blocks = blocks.contiguous()
     native.library.pack_panels(code, blocks.data_ptr(), num_rows, in_features, panels.data_ptr())
     return panels
