@@ -82,6 +82,45 @@ def test_results_of_torch_live_in_the_arena_and_no_longer_than_in_the_step(norm)
     assert arena.size_bytes <= 16 << 20  # of 60 results of 1 MiB
 
 
+@torch.inference_mode()
+def test_tokens_are_noted_by_a_kernel_as_torch_would(norm):
+    random = torch.Generator().manual_seed(0)
+    notes, wanted = (torch.arange(9, dtype=torch.int32) for _ in range(2))
+    slots, tokens = (torch.zeros(4, dtype=torch.int32) for _ in range(2))
+    x, weight = torch.ones(1, 2), torch.ones(2)
+    recorder = Recorder(Arena())
+    with recorder:
+        norm(x, weight, 1e-5)
+        assert notes.index_put_((slots,), tokens) is notes
+    assert recorder.torch_operations == []
+    assert len(recorder.entries) == 1
+    for _ in range(20):
+        slots.copy_(torch.randperm(9, generator=random)[:4] - 4)  # some count from the end
+        tokens.copy_(torch.randint(1000, (4,), generator=random))
+        if len({each % 9 for each in slots.tolist()}) < 4:
+            continue  # two tokens at one place: either may win
+        recorder.entries[0]()
+        assert torch.equal(notes, wanted.index_put_((slots,), tokens))
+    native.library.tape_drop(recorder.tape)
+
+
+@torch.inference_mode()
+def test_other_notes_stay_with_torch(norm):
+    notes, slots = torch.zeros(9), torch.tensor([3, 3], dtype=torch.int32)
+    counts, ones = torch.zeros(9, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
+    one = torch.ones(1)
+    recorder = Recorder(Arena())
+    with recorder:
+        notes.index_put_((slots,), one)
+        counts.index_put_((slots,), ones, accumulate=True)
+    for entry in recorder.entries:
+        entry()
+    assert recorder.torch_operations == ["aten.index_put_.default"] * 2
+    assert notes[3] == 1
+    assert counts[3] == 2
+    native.library.tape_drop(recorder.tape)
+
+
 @pytest.mark.parametrize(
     ("read", "name"),
     [

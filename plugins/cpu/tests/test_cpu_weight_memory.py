@@ -1,6 +1,7 @@
 """Memory for packed weights: cut from large pieces, aligned, and given again."""
 
 import gc
+from itertools import pairwise
 
 import torch
 
@@ -31,7 +32,7 @@ def test_tensors_do_not_overlap_and_keep_what_was_written():
             del kept[number % len(kept)]
     assert all((rows == number).all() for rows, number in kept)
     spans = sorted((rows.data_ptr(), rows.nbytes) for rows, _ in kept)
-    assert all(a + size <= b for (a, size), (b, _) in zip(spans, spans[1:], strict=False))
+    assert all(a + size <= b for (a, size), (b, _) in pairwise(spans))
 
 
 def test_what_is_dropped_is_given_again():

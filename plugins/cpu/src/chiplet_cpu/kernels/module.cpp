@@ -110,6 +110,16 @@ void feed(void* ids, void* last_tokens, int64_t count, void* out) {
   }
 }
 
+// Words at places of a vector of `size`; places may count from its end, as in torch. Others are left
+// out: there is no one to tell while a step is repeated.
+void put_words(void* out, int64_t size, void* places, void* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t place = ((int32_t*)places)[i];
+    if (place < 0) place += size;
+    if (place >= 0 && place < size) ((int32_t*)out)[place] = ((int32_t*)values)[i];
+  }
+}
+
 LinearArgs linear_args(int64_t coding, void* panels, int64_t panel_bytes, int64_t rows, int64_t k,
                        int64_t n, void* bias, int64_t is_gated, void* out) {
   return {nullptr, panels, bias, out, 0, rows, k, n, panel_bytes, (Coding)coding, is_gated != 0};
@@ -215,6 +225,7 @@ PyMethodDef g_methods[] = {
     binding::kernel<argmax>("argmax"),
     binding::kernel<take_rows>("take_rows"),
     binding::kernel<feed>("feed"),
+    binding::kernel<put_words>("put_words"),
     binding::kernel<linear>("linear"),
     binding::kernel<attention>("attention"),
     binding::query<tape::begin>("tape_begin"),

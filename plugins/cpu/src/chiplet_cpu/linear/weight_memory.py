@@ -1,12 +1,13 @@
 """WeightMemory: where packed weights lie, in huge pages of memory where the system grants them.
 
-A product with few rows reads each weight once. The processor's own prefetching stops at the end of
-a page of memory, and each new page costs a walk through tables: with huge pages a core reads half as
-much again per second (benchmarks/cpu_notes.md).
+A product with few rows reads each weight once. The processor's own prefetching stops at the end
+of a page of memory, and each new page costs a walk through tables: with huge pages a core reads
+half as much again per second (benchmarks/cpu_notes.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import weakref
 from collections import deque
@@ -77,10 +78,8 @@ def _new_pages(size: int) -> np.ndarray:
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.empty(size, dtype=np.uint8)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with contextlib.suppress(OSError):  # a kernel without them: `chiplet doctor` says so
         pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them: `chiplet doctor` says so
-        pass
     return np.frombuffer(pages, dtype=np.uint8)
 
 

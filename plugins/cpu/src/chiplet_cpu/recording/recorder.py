@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from chiplet_cpu import native
 from chiplet_cpu.recording.arena import Arena
+from chiplet_cpu.recording.native_forms import write_natively
 
 Entry = Callable[[], object]
 """Repeats a part of a step."""
@@ -82,6 +83,8 @@ class Recorder:
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:  # its parts have been seen one by one
             return parts
+        if write_natively(func, args, kwargs):
+            return args[0]
         kind = _kind(func)
         if kind == "value" or (kind == "indexed" and _has_mask(args)):
             raise CannotRecord(f"{func} reads a value, or the shape of its result depends on one")
