@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from chiplet.config import Dtype, RopeScaling
 from chiplet.errors import ModelError
 from chiplet.formats.catalogue import pull
-from chiplet.formats.checkpoint import open_checkpoint
+from chiplet.formats.checkpoint import has_blocks, open_checkpoint
 from chiplet.formats.model_files import Format, ModelFiles, find_model_files, read_model_config
 from chiplet.formats.rope_factors import find_llama3_scaling, llama3_factors
 from chiplet.reference.quantization import dequantize_to
@@ -267,6 +267,7 @@ def test_a_gguf_holds_what_was_converted(tmp_path: Path, weights: dict[str, torc
     assert config.attention_bias
     assert not config.mlp_bias
     assert config.dtype is Dtype.FLOAT32
+    assert not has_blocks(checkpoint)
     _assert_same(dict(checkpoint.tensors(torch.float32)), weights)
 
 
@@ -294,6 +295,7 @@ def test_a_quantised_gguf(tmp_path: Path, weights: dict[str, torch.Tensor]) -> N
     path = _write_gguf(tmp_path / "m.gguf", weights, kind)
     checkpoint = open_checkpoint(path)
     assert checkpoint.config.dtype is Dtype.FLOAT32
+    assert has_blocks(checkpoint)
     matrices = {name for name, tensor in weights.items() if tensor.dim() == 2}
     assert set(checkpoint.schemes) == matrices
     assert {str(scheme) for scheme in checkpoint.schemes.values()} == {"q4_1"}

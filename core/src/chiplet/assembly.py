@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from chiplet.api import CompilationRequest, CompilingPlatform, Dtype, KvCoding, Platform, StepLimits
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.formats.catalogue import resolve_model
-from chiplet.formats.checkpoint import Checkpoint, Readers, open_checkpoint
+from chiplet.formats.checkpoint import Checkpoint, Readers, has_blocks, open_checkpoint
 from chiplet.formats.quantization.registry import find_format
 from chiplet.layers.attention import check_groups
 from chiplet.layers.context import LayerContext, torch_dtype
@@ -97,6 +97,7 @@ def assemble(
         apply_proposals(config, plugins, chosen.probe),
         checkpoint.config,
         dtypes=chosen.platform.supported_dtypes(),
+        states_dtype=not has_blocks(checkpoint),
     )
     num_ranks = config.device.tensor_parallel_size
     topology = one_program_topology(num_ranks)

@@ -17,6 +17,7 @@ def resolve(
     model: ModelConfig,
     *,
     dtypes: Sequence[str],
+    states_dtype: bool = True,
 ) -> EngineConfig:
     """A copy without 'auto' or None where the engine needs a value; logs each decision.
 
@@ -24,11 +25,13 @@ def resolve(
         config: as the user gave it, with the plugins' proposals.
         model: facts about the checkpoint.
         dtypes: that the device serves, best first.
+        states_dtype: the checkpoint's matrices are numbers of the model's dtype. Those of blocks
+            are not, and the dtype is that of activations alone.
 
     Raises:
         ConfigError: a setting does not suit the model or the device.
     """
-    config = _resolve_dtype(config, model, dtypes)
+    config = _resolve_dtype(config, model if states_dtype else None, dtypes)
     if config.cache.kv_cache_dtype == "auto":
         config = _decide(config, "cache.kv_cache_dtype", config.model.dtype, "that of the model")
     config = _resolve_context(config, model)
@@ -48,8 +51,14 @@ def model_name(config: EngineConfig) -> str:
     return path.resolve().name if path.exists() else config.model.model
 
 
-def _resolve_dtype(config: EngineConfig, model: ModelConfig, dtypes: Sequence[str]) -> EngineConfig:
+def _resolve_dtype(
+    config: EngineConfig, model: ModelConfig | None, dtypes: Sequence[str]
+) -> EngineConfig:
+    """The type of activations; `model` is None where the checkpoint states none."""
     if config.model.dtype == "auto":
+        if model is None:
+            reason = "the device's best, since the checkpoint's matrices are in blocks"
+            return _decide(config, "model.dtype", dtypes[0], reason)
         if model.dtype.value in dtypes:
             return _decide(config, "model.dtype", model.dtype.value, "that of the checkpoint")
         reason = f"the device's best, since it does not serve {model.dtype.value}"

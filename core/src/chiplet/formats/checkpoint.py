@@ -54,6 +54,11 @@ class Checkpoint(Protocol):
         ...
 
 
+def has_blocks(checkpoint: Checkpoint) -> bool:
+    """Whether matrices are stored in blocks of codes, as in most GGUF files."""
+    return any(each.coding.block is not None for each in checkpoint.schemes.values())
+
+
 class DummyCheckpoint:
     """A model of which there is only the config.
 
