@@ -24,11 +24,11 @@ struct RowRange {
   int64_t begin, end;  // tokens of a block that a row sees
 };
 
-// Scores of one row become weights, in place; tokens that the row does not see weigh nothing.
-// The scale is positive. It is applied within the exponent, where it costs no rounding.
-static inline void soften(float* scores, int num_tokens, RowRange seen, float scale, int row,
-                          Running& running) {
-  const F factor = splat(scale);
+// Below any score, and finite also when multiplied by log2 e.
+constexpr float kNoScore = -1e38f;
+
+// The largest score of one row; those of tokens that the row does not see become -infinity.
+static inline float largest_score(float* scores, int num_tokens, RowRange seen) {
   F most = splat(-__builtin_inff());
   for (int begin = 0; begin < num_tokens; begin += W) {
     bool is_whole = begin >= seen.begin && begin + W <= seen.end;
@@ -37,18 +37,18 @@ static inline void soften(float* scores, int num_tokens, RowRange seen, float sc
     }
     most = max(load(scores + begin), most);
   }
-  float before = running.peak[row], peak = largest(most) * scale;
-  peak = peak > before ? peak : before;
-  F sum = zero(), minus_peak = splat(-peak);
-  for (int begin = 0; begin < num_tokens; begin += W) {
-    F weight = exp(fma(load(scores + begin), factor, minus_peak));
-    store(scores + begin, weight);
-    sum = sum + weight;
+  return largest(most);
+}
+
+// Peaks of all rows become those that this block raises them to; what went before is scaled.
+static inline void raise_peaks(int num_rows, Running& running) {
+  for (int r = 0; r < num_rows; r += W) {
+    F before = load(running.peak + r), peak = max(load(running.factors + r), before);
+    F factor = exp(before - peak);
+    store(running.peak + r, peak);
+    store(running.factors + r, factor);
+    store(running.total + r, load(running.total + r) * factor);
   }
-  float correction = first_lane(exp(splat(before - peak)));
-  running.factors[row] = correction;
-  running.total[row] = running.total[row] * correction + ::CHIPLET_ISA::sum(sum);
-  running.peak[row] = peak;
 }
 
 // Scores become softcap * tanh(scale * score / softcap), in place.
@@ -63,20 +63,34 @@ static inline void multiply_each(float* x, const float* factors, int count) {
   for (int i = 0; i < count; i += W) store(x + i, load(x + i) * load(factors + i));
 }
 
-template <class Row>
-static const Row* weights_as(float* scores, int64_t stride, int num_rows, int num_tokens,
-                             Row* narrow) {
-  if constexpr (sizeof(Row) == 4) {
-    return scores;
-  } else {
-    for (int r = 0; r < num_rows; ++r) {
-      for (int i = 0; i < num_tokens; i += W) {
-        narrow_weights(narrow + r * stride + i, load(scores + r * stride + i));
-      }
-    }
-    return narrow;
+// Weights of one row, e^(scale * score - peak), in the type of rows; the sum of them. They are then
+// multiplied with `factors`, if there are any. The scale is positive. It is applied within the
+// exponent, where it costs no rounding.
+static inline float soften(const float* scores, int num_tokens, float scale, float peak,
+                           const float* factors, float* out) {
+  F sum = zero(), factor = splat(scale), minus_peak = splat(-peak);
+  for (int i = 0; i < num_tokens; i += W) {
+    F weight = exp(fma(load(scores + i), factor, minus_peak));
+    sum = sum + weight;
+    store(out + i, factors ? weight * load(factors + i) : weight);
   }
+  return ::CHIPLET_ISA::sum(sum);
 }
+
+#if defined(__AVX512BF16__)
+// Rounding to bfloat16 is a hundred times what the power is wrong by.
+static inline float soften(const float* scores, int num_tokens, float scale, float peak,
+                           const float* factors, bf16* out) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  F sum = zero(), factor = splat(scale * kLog2E), minus_peak = splat(-peak * kLog2E);
+  for (int i = 0; i < num_tokens; i += W) {
+    F weight = power_of_two(fma(load(scores + i), factor, minus_peak));
+    sum = sum + weight;
+    narrow_weights(out + i, factors ? weight * load(factors + i) : weight);
+  }
+  return ::CHIPLET_ISA::sum(sum);
+}
+#endif
 
 static inline const int32_t* pages_of(const AttentionArgs& a, const AttentionItem& item) {
   return a.page_table + (item.members ? item.members[0] : item.request) * a.table_stride;
@@ -240,8 +254,13 @@ struct Attending {
     for (int r = 0; r < item.num_rows; ++r) {
       bool has_sink = a.sinks && item.is_first;
       int64_t head = item.head * a.group + (item.first_row + r) % a.group;
-      running.peak[r] = has_sink ? a.sinks[head] : -3e38f;
+      running.peak[r] = has_sink ? a.sinks[head] : kNoScore;
       running.total[r] = has_sink ? 1 : 0;
+    }
+    // Vectors of rows are worked on, the last one whole.
+    for (int r = (int)item.num_rows; r % W; ++r) {
+      running.peak[r] = running.factors[r] = kNoScore;
+      running.total[r] = 0;
     }
     for (int64_t i = 0; i < item.num_rows * a.head_dim; ++i) running.sums[i] = 0;
   }
@@ -260,8 +279,9 @@ struct Attending {
     return seen;
   }
 
-  // Scores of all rows become weights.
-  void soften_rows(int64_t begin, int64_t end, int num_tokens, int64_t first_position) {
+  // Scores of all rows become weights, which are returned.
+  const Row* soften_rows(int64_t begin, int64_t end, int num_tokens, int64_t first_position) {
+    bool is_scaled = a.coding == KvCoding::int8;
     for (int r = 0; r < item.num_rows; ++r) {
       // Members of a group see all tokens that they have in common.
       int64_t index = (item.first_row + r) / a.group;
@@ -271,13 +291,23 @@ struct Attending {
       if (a.window > 0) seen.begin = position + 1 - a.window - begin;
       if (seen.end > end - begin) seen.end = end - begin;
       float* row = scores + r * kBlockTokens;
-      if (a.coding == KvCoding::int8) multiply_each(row, decoded.key_scales, num_tokens);
+      if (is_scaled) multiply_each(row, decoded.key_scales, num_tokens);
       if (a.softcap > 0) cap_scores(row, num_tokens, a.scale, a.softcap);
       if (tree) seen = mask_tree(row, tree, begin, end, first_position);
-      soften(row, num_tokens, seen, a.softcap > 0 ? 1 : a.scale, r, running);
-      if (a.coding == KvCoding::int8) multiply_each(row, decoded.value_scales, num_tokens);
+      running.factors[r] = largest_score(row, num_tokens, seen) * scale();
     }
+    raise_peaks((int)item.num_rows, running);
+    Row* weights = sizeof(Row) == 4 ? (Row*)scores : narrow;
+    for (int r = 0; r < item.num_rows; ++r) {
+      running.total[r] += soften(scores + r * kBlockTokens, num_tokens, scale(), running.peak[r],
+                                 is_scaled ? decoded.value_scales : nullptr,
+                                 weights + r * kBlockTokens);
+    }
+    return weights;
   }
+
+  // Capped scores are scaled already.
+  float scale() const { return a.softcap > 0 ? 1 : a.scale; }
 
   void run(int64_t first_position) {
     begin_rows();
@@ -286,9 +316,7 @@ struct Attending {
       int num_tokens = (int)((end - begin + W - 1) / W * W);
       if (a.coding != KvCoding::none) decode(begin, end);
       score(begin, num_tokens / W);
-      soften_rows(begin, end, num_tokens, first_position);
-      add_values(begin, end,
-                 weights_as<Row>(scores, kBlockTokens, item.num_rows, num_tokens, narrow));
+      add_values(begin, end, soften_rows(begin, end, num_tokens, first_position));
     }
   }
 };

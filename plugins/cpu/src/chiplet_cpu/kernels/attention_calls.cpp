@@ -12,6 +12,7 @@ constexpr int64_t kSplitTokens = 256;  // less is not worth a part of its own
 constexpr int64_t kUnit = 128;         // tokens; parts begin at multiples of it
 constexpr int64_t kAloneBytes = 64 << 10;  // of keys, values and rows: not worth waking a thread
 constexpr int64_t kSharedTokens = 256;     // fewer reads saved are not worth joining parts
+constexpr int64_t kManyRows = 16;          // above, products take longer than reading
 
 // Requests with one token each that have their first tokens in common, as a run of `Work::order`.
 struct Group {
@@ -27,6 +28,7 @@ struct Work {
   int64_t num_part_rows = 0;
   int64_t row_tokens = 0;  // query rows times tokens that they see, about
   int64_t longest_part = 0;
+  int64_t most_rows = 0;  // of an item
 
   void clear() {
     items.clear();
@@ -35,6 +37,7 @@ struct Work {
     groups.clear();
     num_part_rows = 0;
     row_tokens = 0;
+    most_rows = 0;
   }
 };
 
@@ -43,6 +46,7 @@ AttentionParts add_rows(Work& work, AttentionItem item, bool is_joined) {
   int64_t count = item.kv_end - item.kv_begin;
   int64_t parts = std::max<int64_t>(1, (count + work.longest_part / 2) / work.longest_part);
   work.row_tokens += count * item.num_rows;
+  work.most_rows = std::max(work.most_rows, item.num_rows);
   if (parts == 1 && !is_joined) {
     work.items.push_back(item);
     return {};
@@ -70,12 +74,13 @@ void set_tokens(AttentionItem& item, const AttentionArgs& a, int64_t first_posit
   item.kv_end = last + 1;
 }
 
+// Tokens of all items together, or more.
 int64_t total_tokens(const AttentionArgs& a, int64_t num_requests) {
   int64_t total = 0;
   for (int64_t request = 0; request < num_requests; ++request) {
-    if (a.query_starts[request] == a.query_starts[request + 1]) continue;
-    int64_t length = a.kv_lengths[request];
-    total += a.window > 0 ? std::min(length, a.window) : length;
+    int64_t rows = (a.query_starts[request + 1] - a.query_starts[request]) * a.group;
+    int64_t length = a.kv_lengths[request], seen = a.window > 0 ? std::min(length, a.window) : length;
+    total += (rows + kAttentionRows - 1) / kAttentionRows * seen;
   }
   return total * a.num_kv_heads;
 }
@@ -187,8 +192,10 @@ void attention(AttentionArgs a, const KvWriteArgs& write, int64_t num_tokens,
   }
   int64_t num_items = (int64_t)work.items.size();
   bool is_small = work.row_tokens * a.head_dim * 4 < kAloneBytes;
-  // Several items in turn, so that the next one's keys can be fetched beforehand.
-  int64_t grain = std::clamp<int64_t>(num_items / (8 * pool::threads()), 1, 8);
+  // Of few rows several items in turn, so that the next one's keys can be fetched beforehand.
+  bool has_many_rows = work.most_rows > kManyRows;
+  int64_t grain =
+      has_many_rows ? 1 : std::clamp<int64_t>(num_items / (8 * pool::threads()), 1, 8);
   pool::for_ranges(num_items, is_small ? num_items : grain, [&](int64_t begin, int64_t end) {
     kernels().attend(a, work.items.data(), begin, end);
   });
