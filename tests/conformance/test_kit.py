@@ -100,7 +100,15 @@ def test_a_format_that_takes_everything_is_caught(context):
 def test_every_format_of_the_installation_passes():
     subjects = find_subjects(DeviceOptions(device="reference"))
     formats = [each for each in subjects if each.family in ("quantization", "stored format")]
-    assert {each.name for each in formats} >= {"int8", "int4", "fp8", "awq", "gptq"}
+    assert {each.name for each in formats} >= {
+        "int8",
+        "int4",
+        "fp8",
+        "mxfp4",
+        "nvfp4",
+        "awq",
+        "gptq",
+    }
     outcomes = [run_case(*each) for each in pair(QUICK, formats)]
     failed = [each for each in outcomes if each.status is Status.FAILED]
     assert {f"{each.subject.name} {each.case.id}": each.detail for each in failed} == {}

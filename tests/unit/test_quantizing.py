@@ -9,6 +9,7 @@ import torch
 from chiplet.api import LayerFacts, QuantizationFormat
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, ModelError
+from chiplet.formats.quantization.fp4 import Mxfp4, Nvfp4
 from chiplet.formats.quantization.fp8 import Fp8Channels
 from chiplet.formats.quantization.int4 import Int4Groups
 from chiplet.formats.quantization.int8 import Int8Channels
@@ -17,7 +18,7 @@ from chiplet.plugins import discover
 from chiplet.reference.quantization import dequantize, scales_shape, unpack_halves
 from chiplet.testing.formats import check_quantization_format
 
-FORMATS = [Int8Channels(), Fp8Channels(), Int4Groups()]
+FORMATS = [Int8Channels(), Fp8Channels(), Int4Groups(), Mxfp4(), Nvfp4()]
 
 
 def layer(role: str, in_features: int) -> LayerFacts:
@@ -99,6 +100,71 @@ def test_int4_is_rounded_to_the_nearest_level(width: int, group_size: int) -> No
     assert (values[0] == 0).all()
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+E2M1 = np.concatenate([E2M1, -E2M1])
+
+
+def nearest_fp4(ratios: np.ndarray) -> np.ndarray:
+    """The number of E2M1 next to each ratio; of a tie the one with the even code."""
+    distances = np.abs(ratios[..., None] - E2M1)
+    distances[..., 1::2] += 1e-9 * np.abs(ratios)[..., None]
+    return E2M1[distances.argmin(-1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mxfp4_takes_the_better_of_two_powers(dtype: torch.dtype) -> None:
+    weight = weight_of(9, 96).to(dtype)
+    format_ = Mxfp4()
+    scheme = format_.scheme(layer("o_proj", 96))
+    assert scheme is not None
+    got = format_.quantize(weight, scheme)
+    groups = weight.double().numpy().reshape(9, 3, 32)
+    values = dequantize(got).double().numpy().reshape(groups.shape)
+    power = 2.0 ** (got.scales.numpy().astype(float) - 127)[..., None]
+    np.testing.assert_array_equal(values[3:], (nearest_fp4(groups / power) * power)[3:])
+    # The power of the specification, which cuts off what lies above 6 of its units.
+    largest = np.abs(groups).max(-1, keepdims=True)
+    plain = 2.0 ** (np.floor(np.log2(largest[3:])) - 2)
+    plain_error = ((nearest_fp4(groups[3:] / plain) * plain - groups[3:]) ** 2).sum(-1)
+    error = ((values - groups)[3:] ** 2).sum(-1)
+    assert (error <= plain_error).all()
+    assert (error < plain_error).any()
+    assert (np.abs(values[:3] - groups[:3]) <= largest[:3] / 3 + 1e-40).all()
+    assert (values[0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nvfp4_takes_the_better_of_two_scales(dtype: torch.dtype) -> None:
+    weight = weight_of(9, 96).to(dtype)
+    format_ = Nvfp4()
+    scheme = format_.scheme(layer("o_proj", 96))
+    assert scheme is not None
+    got = format_.quantize(weight, scheme)
+    assert got.global_scales is not None
+    groups = weight.double().numpy().reshape(9, 6, 16)
+    values = dequantize(got).double().numpy().reshape(groups.shape)
+    level = got.global_scales.double().numpy()
+    np.testing.assert_allclose(level[3:], np.abs(groups[3:]).max((1, 2)) / (6 * 448), rtol=1e-6)
+    scale = got.scales.double().numpy()[..., None] * level[:, None, None]
+    unit = np.where(scale > 0, scale, 1)
+    wanted = np.where(scale > 0, nearest_fp4(groups / unit) * unit, 0)
+    # In float32 a ratio may fall on the other side of a middle, to a number as near.
+    error = np.abs(values - groups)[3:]
+    assert (error <= np.abs(wanted - groups)[3:] + 1e-6 * np.abs(wanted)[3:]).all()
+    share = np.abs(groups[3:]).max(-1) / np.maximum(scale[3:, :, 0], 1e-40)
+    is_four = share < 5
+    assert is_four.any()
+    assert not is_four.all()
+    assert (values[0] == 0).all()
+    assert (error[1:] ** 2).mean() < 0.012 * (groups[4:] ** 2).mean()
+
+
+def test_fp4_refuses_what_no_group_divides() -> None:
+    with pytest.raises(ConfigError, match="o_proj has 80 input features, which groups of 32"):
+        Mxfp4().scheme(layer("o_proj", 80))
+    assert Nvfp4().scheme(layer("o_proj", 80)) is not None
+
+
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda each: each.name)
 def test_rows_do_not_depend_on_their_neighbours(format_, monkeypatch) -> None:
     weight = weight_of(9, 64)
@@ -130,7 +196,7 @@ def test_int4_refuses_what_no_group_divides() -> None:
 
 def test_formats_are_found_by_name() -> None:
     formats = discover(DeviceOptions()).quantization_formats()
-    assert {each.name for each in formats} >= {"int8", "fp8", "int4"}
+    assert {each.name for each in formats} >= {"int8", "fp8", "int4", "mxfp4", "nvfp4"}
     assert find_format(formats, "none") is None
     found = find_format(formats, "int4")
     assert found is not None
