@@ -99,10 +99,28 @@ def test_explain_names_the_scheme_of_each_layer(tmp_path: Path) -> None:
     assert "int4 groups of 32 with zero points" in text
 
 
-def test_experts_are_refused(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_experts_are_quantized_too(tmp_path: Path) -> None:
+    model = make_checkpoint("mixtral", tmp_path)
+    options = {"model": str(tmp_path), "device": "reference", "dtype": "float32"}
+    config = EngineConfig.from_options(quantization="fp8", max_total_tokens=512, **options)
+    got = run_engine(config, [PROMPT], [SAMPLING])[0]
+    rounded = 0
+    for name, weight in model.named_parameters():
+        is_linear = weight.ndim > 1 and ("attn" in name or "experts" in name)
+        if is_linear:
+            scale = weight.abs().amax(-1, keepdim=True) / 448
+            weight.copy_((weight / scale).to(torch.float8_e4m3fn).float() * scale)
+            rounded += "experts" in name
+    assert rounded
+    quantized = expected(model, PROMPT + got.token_ids)
+    np.testing.assert_allclose(got.prompt_logprobs, quantized[: len(PROMPT) - 1], atol=5e-4)
+
+
+def test_experts_of_two_schemes_are_refused(tmp_path: Path) -> None:
     make_checkpoint("mixtral", tmp_path)
-    config = EngineConfig.from_options(model=str(tmp_path), quantization="int8")
-    with pytest.raises(ConfigError, match="experts have no quantized form"):
+    config = EngineConfig.from_options(model=str(tmp_path), quantization="int4")
+    with pytest.raises(ConfigError, match="both must have the same"):
         explain(config)
 
 

@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chiplet.api import BuildContext, Dtype, LinearRequest, MoeRequest, Op, OpRequest
+from chiplet.api import (
+    BuildContext,
+    Coding,
+    Dtype,
+    Granularity,
+    LinearRequest,
+    MoeRequest,
+    Op,
+    OpRequest,
+    WeightScheme,
+)
 from chiplet.plugins.self_check import SelfCheck
 from chiplet.plugins.self_check.moe import MOST_BYTES
 from chiplet.reference.attention import ReferenceAttention
@@ -34,6 +44,12 @@ MOE = MoeRequest(
     renormalize=True,
     dtype=Dtype.BFLOAT16,
 )
+CODED_MOE = replace(
+    MOE,
+    hidden_size=64,
+    intermediate_size=32,
+    scheme=WeightScheme(coding=Coding.MXFP4, granularity=Granularity.GROUP, group_size=32),
+)
 OPS = [OpRequest(op=op, dtype=dtype) for op in Op for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)]
 
 
@@ -47,7 +63,7 @@ def reference(request):
     return ReferenceAttention().build(request, CONTEXT)
 
 
-@pytest.mark.parametrize("request_", [LINEAR, MOE, *ATTENTION, *OPS], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, MOE, CODED_MOE, *ATTENTION, *OPS], ids=str)
 def test_the_reference_is_equal_to_itself(request_):
     assert CHECK.compare(request_, reference(request_), reference(request_)) == ""
 
@@ -86,7 +102,7 @@ def not_finite(tensor):
     return tensor / 0
 
 
-@pytest.mark.parametrize("request_", [LINEAR, MOE, *ATTENTION, *OPS], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, MOE, CODED_MOE, *ATTENTION, *OPS], ids=str)
 def test_wrong_numbers_are_found(request_):
     wrong = Wrapped(reference(request_), shifted)
     assert CHECK.compare(request_, wrong, reference(request_))

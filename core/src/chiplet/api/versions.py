@@ -7,6 +7,7 @@ promise, and tests/fossils/ what keeps it.
 attention 1.1: `Part`. 1.2: `tree_bits`, `CapturingAttention`, `KvSpec.value_dim`.
 linear 1.1: `LinearRequest.is_gated` and `GatedLinear`, for gates applied by the product itself.
 ops 1.1: `Op.MASK_TOKENS`, for grammars.
+moe 1.1: `MoeRequest.scheme` and coded `ExpertWeights`, for quantized experts.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
 models 1.2: `LayerContext.gating` and `Linear.gated`, for outputs of which half gates the other.
 """
@@ -20,7 +21,7 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "ops": (1, 1),
     "communication": (1, 0),
     "compilation": (1, 0),
-    "moe": (1, 0),
+    "moe": (1, 1),
     "models": (1, 2),
     "quantization": (1, 0),
 }

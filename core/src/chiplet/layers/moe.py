@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from chiplet.api import ExpertWeights, LinearWeights, MoeRequest, Packed
+from chiplet.api import LinearWeights, MoeRequest, Packed
 from chiplet.config import ExpertsConfig
-from chiplet.errors import ConfigError
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.linear import Linear
+from chiplet.layers.raw_experts import RawExperts, expert_scheme
 from chiplet.layers.weights import Shape, Weight
 from chiplet.parallel.sharding import cut_evenly
 from chiplet.reference.quantization import dequantize_to
@@ -41,11 +40,6 @@ class Experts:
     """
 
     def __init__(self, context: LayerContext, *, hidden_size: int, experts: ExpertsConfig) -> None:
-        if context.quantization is not None:
-            raise ConfigError(
-                f"quantization is '{context.quantization.name}'; experts have no quantized form.",
-                remedy="Choose --quantization none for models with experts.",
-            )
         self._ranks = ranks = context.ranks
         self._context = context
         width, num = experts.intermediate_size, experts.num_experts
@@ -59,7 +53,9 @@ class Experts:
             top_k=experts.top_k,
             renormalize=experts.renormalize,
             dtype=context.dtype,
+            scheme=expert_scheme(context, hidden_size, self._width),
         )
+        self._request = request
         self._impl = context.bindings.moe(request)
         self._run = self._impl.run
         self._packed: Packed = None
@@ -73,8 +69,7 @@ class Experts:
             )
         }
         self._missing = set(self.part_shapes)
-        self._shapes = ((num, 2 * self._width, hidden_size), (num, hidden_size, self._width))
-        self._raw: list[tuple[Tensor, Tensor]] = []
+        self._raw: list[RawExperts] = []
 
     def __call__(self, x: Tensor, router_logits: Tensor) -> Tensor:
         """Shapes: x and result `[num_tokens, hidden_size]`; router_logits
@@ -86,27 +81,18 @@ class Experts:
     def load(self, part: str, weight: Weight) -> None:
         """Take one part; pack after the last."""
         if not self._raw:
-            gate_up, down = self._shapes
-            self._raw = [
-                (self._context.empty(*gate_up), self._context.empty(*down))
-                for _ in self._ranks.local_ranks
-            ]
+            self._raw = [RawExperts(self._request, self._context) for _ in self._ranks.local_ranks]
         if isinstance(weight, LinearWeights):
             weight = dequantize_to(weight, torch_dtype(self._context.dtype))
         index, _, name = part.partition(".")
-        for rank, (gate_up, down) in zip(self._ranks.local_ranks, self._raw, strict=True):
-            if name == "down":
-                target, cut = down[int(index)], self._cut_in
-            else:
-                first = 0 if name == "gate" else self._width
-                target, cut = gate_up[int(index), first : first + self._width], self._cut_out
-            target.copy_(cut.take(weight, rank))
+        cut = self._cut_in if name == "down" else self._cut_out
+        for rank, raw in zip(self._ranks.local_ranks, self._raw, strict=True):
+            raw.put(int(index), name, cut.take(weight, rank))
         self._missing.discard(part)
         if not self._missing:
-            self._packed = self._ranks.join(
-                [self._impl.pack(ExpertWeights(gate_up=a, down=b)) for a, b in self._raw]
-            )
-            self._raw = [(torch.empty(0), torch.empty(0))]
+            packed = [self._impl.pack(raw.weights()) for raw in self._raw]
+            self._packed = self._ranks.join(packed)
+            self._raw = []
 
     def adopt(self, other: Experts) -> bool:
         """Take over packed weights, if the same implementation packed them."""

@@ -132,7 +132,8 @@ def summary_of(request: Request) -> str:
             return f"{shape}{bias}, {request.dtype}{scheme}{rows}{gate}"
         case MoeRequest():
             sizes = f"{request.hidden_size} -> {request.intermediate_size}"
-            return f"{request.top_k} of {request.num_experts}, {sizes}, {request.dtype}"
+            scheme = f" ({request.scheme})" if request.scheme is not None else ""
+            return f"{request.top_k} of {request.num_experts}, {sizes}, {request.dtype}{scheme}"
         case OpRequest():
             return str(request.dtype)
         case CommunicationRequest():

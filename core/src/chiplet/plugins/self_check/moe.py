@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from chiplet.api import ExpertWeights, MoeImpl, MoeRequest
+from chiplet.api import ExpertWeights, LinearWeights, MoeImpl, MoeRequest, WeightScheme
 from chiplet.layers.context import torch_dtype
+from chiplet.reference.quantization import random_weights
 
 _TOKENS = (1, 7)
 _DISTINCT_ROWS = 251
@@ -21,6 +22,9 @@ MOST_BYTES = 256 * 2**20
 
 _FEWEST_EXPERTS = 8
 _NARROWEST = 128
+
+_UNIT = 128
+"""Inputs that no scheme's groups divide into parts."""
 
 
 def bounded_moe(request: MoeRequest) -> MoeRequest:
@@ -34,7 +38,7 @@ def bounded_moe(request: MoeRequest) -> MoeRequest:
     part = replace(request, num_experts=num_experts)
     while _weight_bytes(part) > MOST_BYTES:
         half, odd = divmod(part.intermediate_size, 2)
-        if odd or half < _NARROWEST:
+        if odd or half < _NARROWEST or (part.scheme is not None and half % _UNIT):
             break
         part = replace(part, intermediate_size=half)
     return part
@@ -48,14 +52,34 @@ def _weight_bytes(request: MoeRequest) -> int:
 def run_moe(request: MoeRequest, impl: MoeImpl, device: torch.device) -> Sequence[Tensor]:
     """Results of one token and of a few, always of the same numbers."""
     random = torch.Generator().manual_seed(1)
-    hidden, width, num_experts = request.hidden_size, request.intermediate_size, request.num_experts
-    dtype = torch_dtype(request.dtype)
-    x = torch.randn(max(_TOKENS), hidden, generator=random).to(dtype).to(device)
-    gate_up = _repeated((num_experts, 2 * width, hidden), random, dtype, device)
-    down = _repeated((num_experts, hidden, width), random, dtype, device)
-    packed = impl.pack(ExpertWeights(gate_up=gate_up, down=down))
+    dtype, num_experts = torch_dtype(request.dtype), request.num_experts
+    x = torch.randn(max(_TOKENS), request.hidden_size, generator=random).to(dtype).to(device)
+    packed = impl.pack(_weights(request, random, device))
     router_logits = _distinct_logits(num_experts, random).to(dtype).to(device)
     return [impl.run(x[:count], router_logits[:count], packed) for count in _TOKENS]
+
+
+def _weights(request: MoeRequest, random: torch.Generator, device: torch.device) -> ExpertWeights:
+    hidden, width, num_experts = request.hidden_size, request.intermediate_size, request.num_experts
+    shapes = ((num_experts, 2 * width, hidden), (num_experts, hidden, width))
+    if request.scheme is None:
+        dtype = torch_dtype(request.dtype)
+        gate_up, down = (_repeated(shape, random, dtype, device) for shape in shapes)
+        return ExpertWeights(gate_up=gate_up, down=down)
+    gate_up, down = (_repeated_codes(shape, request.scheme, random, device) for shape in shapes)
+    return ExpertWeights.of_coded(gate_up, down, num_experts)
+
+
+def _repeated_codes(
+    shape: tuple[int, int, int],
+    scheme: WeightScheme,
+    random: torch.Generator,
+    device: torch.device,
+) -> LinearWeights:
+    num_experts, num_rows, width = shape
+    some = random_weights(scheme, (_DISTINCT_ROWS, width), random, width**-0.5)
+    places = torch.arange(num_experts * num_rows, device=device) % _DISTINCT_ROWS
+    return some.mapped(lambda tensor: tensor.to(device)[places])
 
 
 def _repeated(
