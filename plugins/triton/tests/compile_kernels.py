@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from chiplet.api import (
+    Activations,
     AttentionRequest,
     BuildContext,
     Coding,
@@ -102,6 +103,8 @@ def call_all(device, dtype, torch_dtype):
     packed = linear.pack(LinearWeights(scheme=None, weight=new(4096, 4096)))
     for rows in (1, 2, 4, 16, 32, 64):
         linear.run(new(rows, 4096), packed)
+    for rows in (1, 16):
+        linear.run_silu_mul(new(rows, 4096), packed)
     call_quantized(traits, context, dtype, torch_dtype)
     call_experts(traits, context, dtype, torch_dtype)
     ops = ElementwiseOps(traits)
@@ -182,40 +185,74 @@ def call_experts(traits, context, dtype, torch_dtype):
         gate_up=torch.empty(4, 1536, 2048, dtype=torch_dtype),
         down=torch.empty(4, 2048, 768, dtype=torch_dtype),
     )
+    router_logits = torch.zeros(512, 4, dtype=torch_dtype)
     for rows in (1, 128, 512):
         x = torch.zeros(rows, 2048, dtype=torch_dtype)
-        experts.run(x, torch.zeros(rows, 4, dtype=torch_dtype), weights)
+        experts.run(x, router_logits[:rows], weights)
+    for scheme in schemes(traits)[:3]:
+        experts = TritonMoeProvider(traits).build(replace(request, scheme=scheme), context)
+        coded = (blank(scheme, 6144, 2048), blank(scheme, 8192, 768))
+        packed = experts.pack(ExpertWeights.of_coded(*coded, 4))
+        for rows in (64, 512):
+            x = torch.zeros(rows, 2048, dtype=torch_dtype)
+            experts.run(x, router_logits[:rows], packed)
+
+
+def schemes(traits):
+    """One of each kind that is compiled in another way."""
+    of, tensor, channel = WeightScheme, Granularity.TENSOR, Granularity.CHANNEL
+    found = [
+        of(coding=Coding.INT8, granularity=channel, activations=Activations.PER_TOKEN),
+        of(coding=Coding.INT4, granularity=Granularity.GROUP, group_size=128, has_zero_points=True),
+        of(coding=Coding.MXFP4, granularity=Granularity.GROUP, group_size=32),
+        of(coding=Coding.NVFP4, granularity=Granularity.GROUP, group_size=16),
+    ]
+    if traits.has_fp8:
+        blocks = {"granularity": Granularity.BLOCK, "group_size": 128}
+        found += [
+            of(coding=Coding.FP8_E4M3, granularity=channel),
+            of(coding=Coding.FP8_E4M3, granularity=tensor, activations=Activations.STATIC),
+            of(coding=Coding.FP8_E4M3, activations=Activations.PER_TOKEN_GROUP, **blocks),
+        ]
+    return found
+
+
+def blank(scheme, n, k):
+    """Canonical tensors of a scheme; only types and shapes matter."""
+    four = scheme.coding in (Coding.INT4, Coding.MXFP4, Coding.NVFP4)
+    kinds = {Coding.INT8: torch.int8, Coding.FP8_E4M3: torch.float8_e4m3fn}
+    shapes = {
+        Granularity.TENSOR: (1,),
+        Granularity.CHANNEL: (n,),
+        Granularity.GROUP: (n, k // max(scheme.group_size, 1)),
+        Granularity.BLOCK: (n // 128, k // 128),
+    }
+    scale_kinds = {Coding.MXFP4: torch.uint8, Coding.NVFP4: torch.float8_e4m3fn}
+    shape, kind = shapes[scheme.granularity], scale_kinds.get(scheme.coding, torch.float32)
+    is_static = scheme.activations is Activations.STATIC
+    return LinearWeights(
+        scheme=scheme,
+        weight=torch.zeros(n, k // (1 + four), dtype=kinds.get(scheme.coding, torch.uint8)),
+        scales=torch.zeros(shape, dtype=kind),
+        zero_points=torch.zeros(shape, dtype=torch.uint8) if scheme.has_zero_points else None,
+        global_scales=torch.zeros(n) if scheme.coding is Coding.NVFP4 else None,
+        input_scale=torch.ones(1) if is_static else None,
+    )
 
 
 def call_quantized(traits, context, dtype, torch_dtype):
     from chiplet_triton.linear.quantized import QuantizedLinear
 
-    n, k, group = 4096, 4096, 128
-    eight = LinearWeights(
-        scheme=WeightScheme(coding=Coding.FP8_E4M3, granularity=Granularity.CHANNEL),
-        weight=torch.empty(n, k, dtype=torch.float8_e4m3fn),
-        scales=torch.empty(n),
-    )
-    four = LinearWeights(
-        scheme=WeightScheme(
-            coding=Coding.INT4,
-            granularity=Granularity.GROUP,
-            group_size=group,
-            has_zero_points=True,
-        ),
-        weight=torch.empty(n, k // 2, dtype=torch.uint8),
-        scales=torch.empty(n, k // group),
-        zero_points=torch.empty(n, k // group, dtype=torch.uint8),
-    )
-    for weights in (eight, four) if traits.has_fp8 else (four,):
+    n = k = 4096
+    for scheme in schemes(traits):
         request = LinearRequest(
-            role="x", in_features=k, out_features=n, dtype=dtype, scheme=weights.scheme
+            role="x", in_features=k, out_features=n, dtype=dtype, scheme=scheme, is_gated=True
         )
         linear = QuantizedLinear(request, traits, context.torch_device)
-        packed = linear.pack(weights)
-        for rows in (1, 16, 64):
-            linear.run(torch.empty(rows, k, dtype=torch_dtype), packed)
-        linear._plain(packed, torch_dtype)
+        packed = linear.pack(blank(scheme, n, k))
+        for rows in (1, 64, 512):
+            x = torch.empty(rows, k, dtype=torch_dtype)
+            (linear.run_silu_mul if rows == 64 else linear.run)(x, packed)
 
 
 def usage(kernel):

@@ -101,7 +101,14 @@ def test_int8_needs_pages_of_whole_words_and_captures_have_a_limit():
 
 
 FP8 = {"coding": Coding.FP8_E4M3, "granularity": Granularity.CHANNEL}
+BLOCKS = {"coding": Coding.FP8_E4M3, "granularity": Granularity.BLOCK, "group_size": 128}
+INT8 = {"coding": Coding.INT8, "granularity": Granularity.CHANNEL}
 INT4 = {"coding": Coding.INT4, "granularity": Granularity.GROUP, "has_zero_points": True}
+MXFP4 = {"coding": Coding.MXFP4, "granularity": Granularity.GROUP, "group_size": 32}
+NVFP4 = {"coding": Coding.NVFP4, "granularity": Granularity.GROUP, "group_size": 16}
+PER_TOKEN = {"activations": Activations.PER_TOKEN}
+STATIC = {"activations": Activations.STATIC}
+PER_GROUP = {"activations": Activations.PER_TOKEN_GROUP}
 
 
 def assess(scheme, in_features=256, capability="9.0"):
@@ -116,19 +123,47 @@ def assess(scheme, in_features=256, capability="9.0"):
     return linear.assess(request)
 
 
-@pytest.mark.parametrize("scheme", [FP8, INT4 | {"group_size": 128}, INT4 | {"group_size": 32}])
+SERVED = [
+    INT8,
+    INT8 | PER_TOKEN,
+    INT8 | STATIC,
+    INT8 | {"granularity": Granularity.TENSOR},
+    FP8,
+    FP8 | PER_TOKEN,
+    FP8 | STATIC | {"granularity": Granularity.TENSOR},
+    BLOCKS,
+    BLOCKS | PER_GROUP,
+    INT4 | {"group_size": 128},
+    INT4 | {"group_size": 32},
+    MXFP4,
+    NVFP4,
+]
+
+
+@pytest.mark.parametrize("scheme", SERVED)
 def test_weights_of_eight_and_four_bits_are_served(scheme):
     assert isinstance(assess(scheme), Yes)
+
+
+@pytest.mark.parametrize("scheme", [INT8 | PER_TOKEN, INT4 | {"group_size": 128}, MXFP4, NVFP4])
+def test_what_has_no_e4m3_in_its_products_is_served_everywhere(scheme):
+    assert isinstance(assess(scheme, capability="8.0"), Yes)
 
 
 @pytest.mark.parametrize(
     ("verdict", "reason"),
     [
         (assess(FP8, capability="8.0"), "E4M3"),
-        (assess(FP8, in_features=40), "multiples of 16"),
+        (assess(FP8, in_features=40), "40 inputs; served: multiples of 16"),
+        (assess(MXFP4, in_features=80), "80 inputs; served: multiples of 32"),
+        (assess(NVFP4, in_features=48), "48 inputs; served: multiples of 32"),
         (assess(INT4 | {"group_size": 16}), "groups of 16"),
-        (assess(FP8 | {"activations": Activations.PER_TOKEN}), "per_token"),
-        (assess({"coding": Coding.INT8, "granularity": Granularity.CHANNEL}), "int8"),
+        (assess(BLOCKS | {"group_size": 64}), "blocks of 64"),
+        (assess(BLOCKS | PER_TOKEN), "activations per_token"),
+        (assess(NVFP4 | PER_TOKEN), "activations per_token"),
+        (assess(INT8 | PER_TOKEN, in_features=1 << 17), "131072 inputs that are quantized"),
+        (assess(INT8 | {"has_zero_points": True}), "zero points"),
+        (assess(INT8 | {"granularity": Granularity.GROUP, "group_size": 64}), "groups of 64"),
     ],
 )
 def test_other_schemes_are_refused_with_a_reason(verdict, reason):

@@ -12,17 +12,13 @@ import torch
 from chiplet.api import (
     AttentionRequest,
     BuildContext,
-    Coding,
     DeviceProbe,
     Dtype,
-    Granularity,
     KvCoding,
     KvSpec,
-    LinearRequest,
     MoeRequest,
     Op,
     OpRequest,
-    WeightScheme,
 )
 from chiplet.testing.conformance import (
     ATTENTION_CASES,
@@ -32,7 +28,6 @@ from chiplet.testing.conformance import (
     OpSize,
     check_attention,
     check_layout,
-    check_linear,
     check_moe,
     check_op,
 )
@@ -95,54 +90,6 @@ def test_ops(op, size, dtype):
     (provider,) = plugin.ops(device=DEVICE)
     served = check_op(provider, OpRequest(op=op, dtype=dtype), CONTEXT, size=size)
     assert served == (op in SERVED or (op in ON_LOGITS and dtype is Dtype.FLOAT32))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 2, 4, 7, 33])
-@pytest.mark.parametrize(("k", "n"), [(300, 65), (1024, 16)])
-def test_linear(k, n, num_tokens, dtype):
-    (provider,) = plugin.linear(device=DEVICE)
-    request = LinearRequest(
-        role="x", in_features=k, out_features=n, dtype=dtype, has_bias=num_tokens % 2 == 0
-    )
-    assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
-
-
-FP8 = WeightScheme(coding=Coding.FP8_E4M3, granularity=Granularity.CHANNEL)
-
-
-def int4(group_size, *, zeros=True):
-    return WeightScheme(
-        coding=Coding.INT4,
-        granularity=Granularity.GROUP,
-        group_size=group_size,
-        has_zero_points=zeros,
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 33, 70, 257])
-@pytest.mark.parametrize(
-    ("k", "n", "scheme"),
-    [
-        (272, 65, FP8),
-        (384, 65, int4(128)),
-        (2304, 20, int4(64)),
-        (96, 33, int4(32, zeros=False)),
-    ],
-    ids=str,
-)
-def test_quantized_linear(k, n, scheme, num_tokens, dtype):
-    (provider,) = plugin.linear(device=DEVICE)
-    request = LinearRequest(
-        role="x",
-        in_features=k,
-        out_features=n,
-        dtype=dtype,
-        has_bias=num_tokens % 2 == 0,
-        scheme=scheme,
-    )
-    assert check_linear(provider, request, CONTEXT, num_tokens=num_tokens)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 
 from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
+from chiplet_triton.kernels.quantized_linear import add_step, scaled
+from chiplet_triton.kernels.tiles import store_tile, tile_rows
 
 
 @triton.jit
@@ -120,3 +122,66 @@ def down_kernel(
     share = tl.load(weights_ptr + places, mask=is_m, other=0.0)
     target = out_ptr + places[None, :] * N + n[:, None]
     tl.store(target, acc * share[None, :], mask=is_n[:, None] & is_m[None, :])
+
+
+@triton.jit(do_not_specialize=["num_experts", "top_k"])
+def quantized_experts_kernel(
+    x_ptr,
+    x_scales_ptr,
+    w_ptr,
+    scales_ptr,
+    beside_ptr,
+    order_ptr,
+    starts_ptr,
+    weights_ptr,
+    out_ptr,
+    num_experts,
+    top_k,
+    x_stride,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CODING: tl.constexpr,
+    IS_CODED: tl.constexpr,
+    IS_GATED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """`gate_up_kernel` if IS_GATED, else `down_kernel`, with weights as in `quantized_kernel`.
+
+    Experts stand one above the other, N outputs each, gate and up together.
+    """
+    tile = tl.program_id(0)
+    n, is_n = tile_rows(tile, N, BLOCK_N, IS_GATED)
+    let_next_start(OVERLAP)
+    wait_for_inputs(OVERLAP)
+    expert, first, end = _find_pairs(tl.program_id(1), starts_ptr, num_experts, BLOCK_M)
+    if first >= end:
+        return
+    pairs = first + tl.arange(0, BLOCK_M)
+    is_m = pairs < end
+    places = tl.load(order_ptr + pairs, mask=is_m, other=0)
+    m = places // top_k if IS_GATED else pairs
+    n = expert * N + n
+    ROW_BYTES: tl.constexpr = K if CODING == "eight" else K // 2
+    IS_INTEGER: tl.constexpr = IS_CODED and w_ptr.dtype.element_ty == tl.int8
+    w_rows = w_ptr + n.to(tl.int64)[:, None] * ROW_BYTES
+    x_columns = x_ptr + m.to(tl.int64)[None, :] * x_stride
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if IS_INTEGER else tl.float32)
+    for step in range((K + BLOCK_K - 1) // BLOCK_K):
+        acc = add_step(
+            acc, x_columns, x_scales_ptr, w_rows, scales_ptr, beside_ptr, n, is_n, m, is_m,
+            step * BLOCK_K, K, GROUP, BLOCK_K, BLOCK_K, CODING, IS_CODED, PRECISION,
+        )  # fmt: skip
+    total = scaled(
+        acc.to(tl.float32), x_scales_ptr, scales_ptr, beside_ptr, n, is_n, m, is_m, GROUP, CODING,
+        IS_CODED,
+    )  # fmt: skip
+    if IS_GATED:
+        store_tile(total, None, out_ptr, tile, n, is_n, pairs, is_m, N, False, True)
+    else:
+        total *= tl.load(weights_ptr + places, mask=is_m, other=0.0)[None, :]
+        store_tile(total, None, out_ptr, tile, n - expert * N, is_n, places, is_m, N, False, False)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from triton import cdiv, next_power_of_2
 
 from chiplet.api import (
+    Activations,
     BuildContext,
     Feature,
     LinearImpl,
@@ -22,7 +23,9 @@ from chiplet.api import (
 )
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.skinny_linear import gemv_kernel, skinny_kernel
-from chiplet_triton.linear.quantized import QuantizedLinear, refusal
+from chiplet_triton.linear.quantized import QuantizedLinear
+from chiplet_triton.linear.schemes import QUANTIZED_FEATURES, refusal
+from chiplet_triton.ops.elementwise import ElementwiseOps
 
 _MAX_ROWS = 64
 _MAX_GEMV_K = 16384  # the loop over K is unrolled
@@ -76,6 +79,7 @@ class SkinnyLinear:
         self._traits = traits
         self._max_rows = _MAX_ROWS if self._n >= _WIDE else _FEW_ROWS
         self._launch = launch_options(traits)
+        self._silu_mul = ElementwiseOps(traits).silu_mul
         # Outputs that share the row's loads, as far as enough programs are left.
         block_n = 4 if self._k > _LONG else 2
         self._gemv_tiling = GemvTiling(block_n, min(next_power_of_2(self._k), 2048), 4)
@@ -107,17 +111,25 @@ class SkinnyLinear:
 
     def run(self, x: Tensor, packed: Weights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
+        return self._product(x, packed, is_gated=False)
+
+    def run_silu_mul(self, x: Tensor, packed: Weights) -> Tensor:
+        """The product with its gate; see `chiplet.api.GatedLinear.run_silu_mul`."""
+        return self._product(x, packed, is_gated=True)
+
+    def _product(self, x: Tensor, packed: Weights, *, is_gated: bool) -> Tensor:
         num_rows = x.shape[0]
         if num_rows > self._max_rows or num_rows == 0:
-            return F.linear(x, packed.weight, packed.bias)
-        y = torch.empty(num_rows, self._n, dtype=x.dtype, device=x.device)
+            y = F.linear(x, packed.weight, packed.bias)
+            return self._silu_mul(y) if is_gated else y
+        y = torch.empty(num_rows, self._n // (1 + is_gated), dtype=x.dtype, device=x.device)
         if num_rows == 1 and self._k <= _MAX_GEMV_K:
-            self._gemv(x, packed, y)
+            self._gemv(x, packed, y, is_gated=is_gated)
         else:
-            self._skinny(x, packed, y)
+            self._skinny(x, packed, y, is_gated=is_gated)
         return y
 
-    def _gemv(self, x: Tensor, packed: Weights, y: Tensor) -> None:
+    def _gemv(self, x: Tensor, packed: Weights, y: Tensor, *, is_gated: bool) -> None:
         num_rows, tiling = x.shape[0], self._gemv_tiling
         gemv_kernel[(cdiv(self._n, tiling.block_n),)](
             x,
@@ -131,12 +143,13 @@ class SkinnyLinear:
             BLOCK_N=tiling.block_n,
             BLOCK_K=tiling.block_k,
             HAS_BIAS=packed.bias is not None,
+            IS_GATED=is_gated,
             OVERLAP=self._traits.can_overlap,
             num_warps=tiling.num_warps,
             **self._launch,
         )
 
-    def _skinny(self, x: Tensor, packed: Weights, y: Tensor) -> None:
+    def _skinny(self, x: Tensor, packed: Weights, y: Tensor, *, is_gated: bool) -> None:
         num_rows = x.shape[0]
         block_m = max(16, next_power_of_2(num_rows))
         tiling = self._tilings[block_m]
@@ -156,6 +169,7 @@ class SkinnyLinear:
             BLOCK_K=tiling.block_k,
             SPLITS=tiling.splits,
             HAS_BIAS=packed.bias is not None,
+            IS_GATED=is_gated,
             PRECISION=DOT_PRECISION,
             OVERLAP=self._traits.can_overlap,
             num_warps=tiling.num_warps,
@@ -168,9 +182,7 @@ class TritonLinearProvider:
     """Serves plain weights in 16 and 32 bits, and weights of eight and four bits."""
 
     name = "triton"
-    accepts = frozenset(
-        {Feature.BIAS, Feature.FP8_WEIGHTS, Feature.INT4_WEIGHTS, Feature.ZERO_POINTS}
-    )
+    accepts = QUANTIZED_FEATURES | {Feature.BIAS}
 
     def __init__(self, traits: DeviceTraits) -> None:
         self._traits = traits
@@ -179,9 +191,11 @@ class TritonLinearProvider:
         """Yes, unless weights are quantized in another way."""
         if request.scheme is None:
             return Yes(Tier.GENERIC, f"own kernels up to {_MAX_ROWS} rows")
-        reason = refusal(request.scheme, self._traits, request.in_features)
+        reason = refusal(request.scheme, request.in_features, self._traits)
         if reason:
             return No.because("scheme", reason)
+        if request.scheme.activations is not Activations.KEPT:
+            return Yes(Tier.GENERIC, "rows and weights in eight bits")
         return Yes(Tier.GENERIC, "weights as they are stored, up to 256 rows")
 
     def build(self, request: LinearRequest, context: BuildContext) -> LinearImpl:
