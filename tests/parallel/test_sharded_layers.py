@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from chiplet.api import BuildContext, Dtype
+from chiplet.api import BuildContext, Coding, Dtype, Granularity, WeightScheme
 from chiplet.config import ExpertsConfig
 from chiplet.errors import ConfigError, ModelError
 from chiplet.layers.context import LayerContext
@@ -28,6 +28,7 @@ from chiplet.parallel.trees import join_trees
 from chiplet.reference.linear import ReferenceLinear
 from chiplet.reference.moe import ReferenceMoe
 from chiplet.reference.ops import REFERENCE_OPS
+from chiplet.reference.quantization import dequantize, random_weights
 from tests.parallel.threads import on_ranks
 
 
@@ -199,3 +200,18 @@ def test_trees_are_joined_leaf_by_leaf():
     assert joined["x"].group == 8
     with pytest.raises(TypeError, match="differ in a int"):
         join_trees([tree(1.0), tree(2.0, 16)], torch.cat)
+
+
+def test_squares_of_weights_are_made_plain_before_they_are_cut():
+    """96 rows of each rank begin within a square of 128."""
+    scheme = WeightScheme(coding=Coding.FP8_E4M3, granularity=Granularity.BLOCK, group_size=128)
+    weights = random_weights(scheme, (192, 12), torch.Generator().manual_seed(0), 1.0)
+    parts = []
+    for rank in range(2):
+        context = replace(
+            context_of(RankGroup(size=2, local_ranks=(rank,))), stored={"a.weight": scheme}
+        )
+        layer = Linear(context, "test", in_features=12, parts={"a": 192}, shard=Shard.OUTPUT)
+        layer.load("a", weights)
+        parts.append(layer(X))
+    torch.testing.assert_close(torch.cat(parts, dim=1), X @ dequantize(weights).T)

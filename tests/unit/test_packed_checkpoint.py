@@ -100,7 +100,7 @@ def test_matrices_become_canonical_tensors(tmp_path: Path, kind: str, facts: dic
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"quant_method": "fp8", "bits": 8}, "quantized (fp8, 8 bits)"),
+        ({"quant_method": "hqq", "bits": 8}, "quantized (hqq, 8 bits)"),
         ({"quant_method": "gptq", "bits": 3}, "quantized (gptq, 3 bits)"),
         ({"quant_method": "awq", "version": "gemv"}, "quantized (awq, 4 bits, gemv)"),
         ({}, "quantized (of an unknown method, 4 bits)"),

@@ -18,6 +18,7 @@ from chiplet.formats.gguf_file import read_gguf
 from chiplet.formats.hf_config import Translate
 from chiplet.formats.model_files import Format, find_model_files, read_model_config
 from chiplet.formats.quantization.packed_words import Awq, Gptq
+from chiplet.formats.quantization.stored_numbers import CompressedTensors, Fp8, Modelopt
 from chiplet.formats.safetensors_checkpoint import SafetensorsCheckpoint
 from chiplet.formats.stored_checkpoint import QuantizedCheckpoint, find_reader
 
@@ -88,7 +89,7 @@ class Readers:
         translate: a config.json of theirs with the names that core reads.
     """
 
-    formats: Sequence[StoredFormat] = (Awq(), Gptq())
+    formats: Sequence[StoredFormat] = (Awq(), Gptq(), Fp8(), Modelopt(), CompressedTensors())
     translate: Translate = lambda values: values
 
 

@@ -21,12 +21,13 @@ from chiplet.api import (
     RowSource,
     WeightScheme,
 )
-from chiplet.layers.context import LayerContext
+from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.gated import gated_run
 from chiplet.layers.raw_weights import RawWeights
 from chiplet.layers.weights import Shape, Weight, WeightTarget
 from chiplet.parallel.group import RankGroup
 from chiplet.parallel.sharding import Cut, Shard, cut_evenly, cut_or_repeat, cut_padded
+from chiplet.reference.quantization import dequantize_to
 
 
 class Linear:
@@ -79,6 +80,7 @@ class Linear:
         self._part_products = {part: each for each in self._products for part in each.parts}
         self._names = {part: context.name_of(part) for part in parts}
         self._ranks = context.ranks
+        self._dtype = torch_dtype(context.dtype)
         self._shard = shard if context.ranks.is_shared else Shard.NONE
         self._out_features = sum(parts.values())
         self._cuts = cuts
@@ -161,7 +163,10 @@ class Linear:
     def _slice(self, part: str, weight: Weight, rank: int) -> Weight:
         """A rank's share of a checkpoint tensor."""
         if isinstance(weight, LinearWeights):
-            return _share(weight, self._cuts[part], rank)
+            if not (self._ranks.is_shared and _has_squares(weight.scheme)):
+                return _share(weight, self._cuts[part], rank)
+            # A cut need not fall between squares of weights.
+            weight = dequantize_to(weight, self._dtype)
         if part.endswith(".bias") and self._shard is Shard.INPUT:
             # Results are summed: one rank alone adds the bias.
             return weight if rank == 0 else torch.zeros_like(weight)
@@ -236,8 +241,8 @@ def _scheme(context: LayerContext, request: LinearRequest, part: str) -> WeightS
     stored = context.stored.get(f"{context.name_of(part)}.weight")
     if stored is None or not _fits(stored, request.in_features):
         return None
-    if context.gives_rows and context.ranks.is_shared:
-        return None  # rows are looked up in the whole table
+    if context.ranks.is_shared and (context.gives_rows or _has_squares(stored)):
+        return None  # rows are looked up in the whole table; squares cannot be cut anywhere
     asked = replace(request, scheme=stored, gives_rows=context.gives_rows)
     return stored if context.bindings.serves(asked) else None
 
@@ -246,6 +251,10 @@ def _fits(scheme: WeightScheme, in_features: int) -> bool:
     """Whether a rank's share of the inputs holds whole blocks or groups."""
     block = scheme.coding.block
     return in_features % (block.elements if block else max(scheme.group_size, 1)) == 0
+
+
+def _has_squares(scheme: WeightScheme | None) -> bool:
+    return scheme is not None and scheme.granularity is Granularity.BLOCK
 
 
 def _cuts(

@@ -15,12 +15,23 @@ def quantization_formats() -> Sequence[QuantizationFormat]:
     from chiplet.formats.quantization.int4 import Int4Groups  # noqa: PLC0415
     from chiplet.formats.quantization.int8 import Int8Channels  # noqa: PLC0415
 
-    return [Int8Channels(), Fp8Channels(), Int4Groups(), Mxfp4(), Nvfp4()]
+    return [
+        Int8Channels(),
+        Fp8Channels(),
+        Int4Groups(),
+        Mxfp4(),
+        Nvfp4(),
+    ]
 
 
 @hookimpl
 def stored_formats() -> Sequence[StoredFormat]:
-    """Four bits in words, as two tools write them."""
+    """Four bits in words, as two tools write them, and numbers with scales, as three do."""
     from chiplet.formats.quantization.packed_words import Awq, Gptq  # noqa: PLC0415
+    from chiplet.formats.quantization.stored_numbers import (  # noqa: PLC0415
+        CompressedTensors,
+        Fp8,
+        Modelopt,
+    )
 
-    return [Awq(), Gptq()]
+    return [Awq(), Gptq(), Fp8(), Modelopt(), CompressedTensors()]
