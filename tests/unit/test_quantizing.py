@@ -10,7 +10,7 @@ from chiplet.api import LayerFacts, QuantizationFormat
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, ModelError
 from chiplet.formats.quantization.fp4 import Mxfp4, Nvfp4
-from chiplet.formats.quantization.fp8 import Fp8Channels
+from chiplet.formats.quantization.fp8 import DynamicFp8Channels, Fp8Channels
 from chiplet.formats.quantization.int4 import Int4Groups
 from chiplet.formats.quantization.int8 import Int8Channels
 from chiplet.formats.quantization.registry import find_format
@@ -18,7 +18,14 @@ from chiplet.plugins import discover
 from chiplet.reference.quantization import dequantize, scales_shape, unpack_halves
 from chiplet.testing.formats import check_quantization_format
 
-FORMATS = [Int8Channels(), Fp8Channels(), Int4Groups(), Mxfp4(), Nvfp4()]
+FORMATS = [
+    Int8Channels(),
+    Fp8Channels(),
+    DynamicFp8Channels(),
+    Int4Groups(),
+    Mxfp4(),
+    Nvfp4(),
+]
 
 
 def layer(role: str, in_features: int) -> LayerFacts:
@@ -57,10 +64,10 @@ def test_int8_is_rounded_to_the_nearest_code(dtype: torch.dtype) -> None:
     assert (got.weight[0] == 0).all()
 
 
+@pytest.mark.parametrize("format_", [Fp8Channels(), DynamicFp8Channels()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_fp8_is_rounded_to_the_nearest_number(dtype: torch.dtype) -> None:
+def test_fp8_is_rounded_to_the_nearest_number(dtype: torch.dtype, format_) -> None:
     weight = weight_of(9, 33).to(dtype)
-    format_ = Fp8Channels()
     scheme = format_.scheme(layer("o_proj", 33))
     assert scheme is not None
     got = format_.quantize(weight, scheme)
@@ -196,10 +203,17 @@ def test_int4_refuses_what_no_group_divides() -> None:
 
 def test_formats_are_found_by_name() -> None:
     formats = discover(DeviceOptions()).quantization_formats()
-    assert {each.name for each in formats} >= {"int8", "fp8", "int4", "mxfp4", "nvfp4"}
+    assert {each.name for each in formats} >= {
+        "int8",
+        "fp8",
+        "fp8-dynamic",
+        "int4",
+        "mxfp4",
+        "nvfp4",
+    }
     assert find_format(formats, "none") is None
     found = find_format(formats, "int4")
     assert found is not None
     assert found.name == "int4"
-    with pytest.raises(ConfigError, match=r"'int5'; allowed: none, .*fp8, int4, int8"):
+    with pytest.raises(ConfigError, match=r"'int5'; allowed: none, .*fp8, .*int4, int8"):
         find_format(formats, "int5")

@@ -93,7 +93,8 @@ class ModelOptions:
     quantization: str = _option(
         "none",
         "Quantize linear layers while loading: 'int8' (weights per output feature, activations "
-        "per token), 'fp8' (weights alone, per output feature), 'int4', 'mxfp4' and 'nvfp4' "
+        "per token), 'fp8' (weights alone, per output feature), 'fp8-dynamic' (and activations, "
+        "per token), 'int4', 'mxfp4' and 'nvfp4' "
         "(weights alone, in groups) or what a plugin brings.",
         metavar="NAME",
     )

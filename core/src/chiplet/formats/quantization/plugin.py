@@ -11,13 +11,17 @@ from chiplet.api import QuantizationFormat, StoredFormat, hookimpl
 def quantization_formats() -> Sequence[QuantizationFormat]:
     """The formats in this folder."""
     from chiplet.formats.quantization.fp4 import Mxfp4, Nvfp4  # noqa: PLC0415
-    from chiplet.formats.quantization.fp8 import Fp8Channels  # noqa: PLC0415
+    from chiplet.formats.quantization.fp8 import (  # noqa: PLC0415
+        DynamicFp8Channels,
+        Fp8Channels,
+    )
     from chiplet.formats.quantization.int4 import Int4Groups  # noqa: PLC0415
     from chiplet.formats.quantization.int8 import Int8Channels  # noqa: PLC0415
 
     return [
         Int8Channels(),
         Fp8Channels(),
+        DynamicFp8Channels(),
         Int4Groups(),
         Mxfp4(),
         Nvfp4(),
