@@ -352,3 +352,16 @@ def test_what_nobody_lacks_is_prepared_when_nobody_launches(
     known._prepare_all()
     assert seen[:2] == ["busy", whole]
     assert seen.index("idle") < seen.index(decode)
+
+
+def test_a_launch_that_takes_long_is_no_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint("llama-tied", tmp_path)
+    monkeypatch.setattr(ReferencePlatform, "buckets", lambda _, limits: few_buckets(limits))
+    monkeypatch.setattr(Executables, "_prepare_behind", lambda self: None)
+    engine, _ = start(_config(tmp_path, prepare_first=False))
+    known: Executables = engine._runner._executables
+    with known.launching():
+        assert [known._is_busy() for _ in range(3)] == [True] * 3
+    assert not known._is_busy()

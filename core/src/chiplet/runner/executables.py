@@ -90,9 +90,8 @@ class Executables:
         self._preparing = threading.Lock()
         self._behind: threading.Thread | None = None
         # An eager platform's operations share workspaces: either a launch or a preparation.
-        self._turn: AbstractContextManager[object] = (
-            threading.Lock() if buckets and not self._is_compiled else nullcontext()
-        )
+        self._lock = threading.Lock() if buckets and not self._is_compiled else None
+        self._turn: AbstractContextManager[object] = self._lock or nullcontext()
 
     def launching(self) -> AbstractContextManager[object]:
         """Must be held while a step is launched."""
@@ -186,9 +185,14 @@ class Executables:
                 self._prepare_beside_launches(missed)
 
     def _is_busy(self) -> bool:
-        """Whether there were launches since this was last asked."""
+        """Whether a step is being launched, or was since this was last asked.
+
+        A long prompt's step may take longer than it takes to ask again; the next one is not to wait
+        for a preparation in between.
+        """
         before, self._num_seen = self._num_seen, self._num_launches
-        return before != self._num_seen
+        is_launching = self._lock is not None and self._lock.locked()
+        return is_launching or before != self._num_seen
 
     def _prepare_beside_launches(self, bucket: ShapeBucket) -> None:
         """Prepare, then leave the device to launches for so long as they are to have it."""
