@@ -20,6 +20,7 @@ from chiplet.api import (
 )
 from chiplet_nvidia import plugin
 from chiplet_nvidia.buckets import recorded_buckets, sizes
+from chiplet_nvidia.executable import Recorder
 from chiplet_nvidia.platform import CudaPlatform
 
 HOST = HostFacts(machine="x86_64", num_cores=2, total_memory_bytes=1 << 30)
@@ -125,3 +126,14 @@ def test_a_replay_equals_the_step_itself():
     assert second.logprobs.chosen.tolist() == [20.0, 34.0]
     assert small.state.last_tokens.tolist() == [10, 0, 0, 17, 0, 0, 0, 0, 0]
     assert large.state.last_tokens.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.device
+def test_it_records_again_when_nothing_recorded_is_left():
+    recorder = Recorder(torch.device("cuda", 0))
+    x = torch.zeros(4, device="cuda")
+    for count in (1, 2, 3):
+        graph = recorder.record(lambda: x.add_(1))
+        graph.replay()
+        assert x.tolist() == [count] * 4
+        del graph

@@ -54,6 +54,8 @@ class Recorder:
         self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # NOTE: torch refuses a pool whose last graph is gone, so that one graph always stays.
+        self._latest: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self, work: Callable[[], StepOutputs]) -> StepOutputs:
         """Do the work once, after what is queued and before what comes: kernels get compiled."""
@@ -78,6 +80,7 @@ class Recorder:
                 work()
             finally:
                 graph.capture_end()
+        self._latest = graph
         return graph
 
 
