@@ -172,6 +172,7 @@ def no_native_kernels(site: Site) -> None:
 
     site.patch.setattr(native, "library", None)
     site.patch.setattr(native, "reason", "the plugin was installed without a compiler")
+    site.patch.setattr(native, "_remedy", native._REMEDY)
     info = site.plugins.path / "chiplet_cpu-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: chiplet-cpu\nVersion: 0.1\n")
@@ -360,7 +361,11 @@ FAULTS: dict[Callable[[Site], None], tuple[str, str]] = {
 COMPANIONS = {
     # One fault, seen from two sides.
     "platform_aside": {"chiplet-acme"},
-    "no_native_kernels": {"cpu memory", "cpu cores"},  # of the machine that runs the test
+    "no_native_kernels": {
+        "cpu memory",
+        "cpu cores",
+        "cpu huge pages",
+    },  # of the machine that runs the test
 }
 
 
