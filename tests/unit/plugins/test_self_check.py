@@ -50,6 +50,16 @@ CODED_MOE = replace(
     intermediate_size=32,
     scheme=WeightScheme(coding=Coding.MXFP4, granularity=Granularity.GROUP, group_size=32),
 )
+CODED = [
+    replace(LINEAR, in_features=256, is_gated=True, scheme=WeightScheme(**scheme))
+    for scheme in (
+        {"coding": Coding.INT4, "granularity": Granularity.GROUP, "group_size": 32},
+        {"coding": Coding.INT8, "granularity": Granularity.CHANNEL},
+        {"coding": Coding.FP8_E4M3, "granularity": Granularity.BLOCK, "group_size": 128},
+        {"coding": Coding.FP8_E4M3, "granularity": Granularity.TENSOR},
+        {"coding": Coding.Q8_0, "granularity": Granularity.PACKED},
+    )
+]
 OPS = [OpRequest(op=op, dtype=dtype) for op in Op for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16)]
 
 
@@ -63,7 +73,7 @@ def reference(request):
     return ReferenceAttention().build(request, CONTEXT)
 
 
-@pytest.mark.parametrize("request_", [LINEAR, MOE, CODED_MOE, *ATTENTION, *OPS], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, *CODED, MOE, CODED_MOE, *ATTENTION, *OPS], ids=str)
 def test_the_reference_is_equal_to_itself(request_):
     assert CHECK.compare(request_, reference(request_), reference(request_)) == ""
 
@@ -102,10 +112,23 @@ def not_finite(tensor):
     return tensor / 0
 
 
-@pytest.mark.parametrize("request_", [LINEAR, MOE, CODED_MOE, *ATTENTION, *OPS], ids=str)
+@pytest.mark.parametrize("request_", [LINEAR, *CODED, MOE, CODED_MOE, *ATTENTION, *OPS], ids=str)
 def test_wrong_numbers_are_found(request_):
     wrong = Wrapped(reference(request_), shifted)
     assert CHECK.compare(request_, wrong, reference(request_))
+
+
+def swapped_blocks(tensor):
+    spoilt = tensor.clone()
+    spoilt[:, 512:528], spoilt[:, 528:544] = tensor[:, 528:544], tensor[:, 512:528]
+    return spoilt
+
+
+@pytest.mark.parametrize("request_", [LINEAR, *CODED], ids=str)
+def test_a_block_of_outputs_out_of_place_is_found_among_repeated_rows(request_):
+    ungated = replace(request_, is_gated=False)
+    wrong = Wrapped(reference(ungated), swapped_blocks)
+    assert "differs" in CHECK.compare(ungated, wrong, reference(ungated))
 
 
 @pytest.mark.parametrize("spoil", [one_wrong, not_finite, lambda x: x.half(), lambda x: x[:, :-1]])

@@ -23,7 +23,7 @@ from chiplet.api import (
 from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.selection import CheckedRequest
 from chiplet.plugins.self_check.attention import run_attention
-from chiplet.plugins.self_check.linear import run_linear
+from chiplet.plugins.self_check.linear import expected_of_linear, run_linear
 from chiplet.plugins.self_check.moe import bounded_moe, run_moe
 from chiplet.plugins.self_check.ops import op_arguments
 
@@ -65,7 +65,7 @@ class SelfCheck:
             results = self._results(request, impl)
         except FAULTS as error:
             return f"raised {type(error).__name__}: {error}"
-        expected = self._results(request, reference)
+        expected = self._expected(request, reference)
         if len(results) != len(expected):
             return f"gave {len(results)} results, expected {len(expected)}"
         pairs = zip(results, expected, strict=True)
@@ -86,6 +86,13 @@ class SelfCheck:
                 result = impl(*op_arguments(request, device))
                 results = result if isinstance(result, tuple) else (result,)
         return [each.to("cpu") for each in results]
+
+    def _expected(self, request: CheckedRequest, reference: Any) -> Sequence[Tensor]:
+        """What it must compute, in host memory."""
+        if isinstance(request, LinearRequest):
+            results = expected_of_linear(request, reference, self._platform.torch_device)
+            return [each.to("cpu") for each in results]
+        return self._results(request, reference)
 
 
 def _difference(result: Tensor, expected: Tensor, rounding: float) -> str:
