@@ -53,6 +53,7 @@ def test_every_family_agrees_at_every_position(
     config = _config(folder, device=device, chunked_prefill_size=7)
     for prompt, got in zip(prompts, run_engine(config, prompts, [sampling] * 3), strict=True):
         expected = _expected(model, prompt + got.token_ids)
+        assert got.token_ids == expected[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert len(got.token_ids) == 8
         np.testing.assert_allclose(got.prompt_logprobs, expected[: len(prompt) - 1], atol=TOLERANCE)
         np.testing.assert_allclose(got.logprobs, expected[len(prompt) - 1 : -1], atol=TOLERANCE)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -59,6 +61,40 @@ QWEN3_EXPERTS = {
     "norm_topk_prob": False,
 }
 
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 32,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "routed_scaling_factor": 1.0,
+}
+
+DEEPSEEK_LARGE = DEEPSEEK | {
+    "q_lora_rank": 20,
+    "attention_bias": True,
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 8,
+        "beta_slow": 1,
+        "mscale": 0.9,
+        "mscale_all_dim": 0.7,
+    },
+}
+
 KINDS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama-untied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "llama-tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
@@ -78,6 +114,8 @@ KINDS: dict[str, tuple[type, type, dict[str, Any]]] = {
         MixtralForCausalLM,
         {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     ),
+    "deepseek": (DeepseekV2Config, DeepseekV2ForCausalLM, DEEPSEEK),
+    "deepseek-large": (DeepseekV2Config, DeepseekV2ForCausalLM, DEEPSEEK_LARGE),
     "mistral-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 9}),
 }
 

@@ -393,9 +393,13 @@ class RopeScaling:
     """How rotary frequencies are stretched beyond the trained context.
 
     Attributes:
-        kind: 'linear' (all frequencies divided by `factor`), 'llama3' (low ones divided, high
-            ones kept, smooth between) or 'default' (no change).
-        low_freq_factor, high_freq_factor, original_context_length: of 'llama3' only.
+        kind: 'linear' (all frequencies divided by `factor`), 'llama3' and 'yarn' (low ones divided,
+            high ones kept, smooth between) or 'default' (no change).
+        low_freq_factor, high_freq_factor: of 'llama3' only.
+        original_context_length: of 'llama3' and 'yarn'.
+        beta_fast, beta_slow: of 'yarn': turns in the original context from which frequencies are
+            kept, and up to which they are divided.
+        amplitude: factor on what is rotated.
     """
 
     kind: str = "default"
@@ -403,6 +407,9 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_length: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    amplitude: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,12 +421,19 @@ class ExpertsConfig:
         intermediate_size: width of each expert's middle.
         top_k: experts per token.
         renormalize: weights of a token's experts are made to sum to 1.
+        num_groups: of neighbouring experts, equally many in each.
+        num_kept_groups: a token picks among the experts of so many groups, those whose likeliest
+            experts are likeliest.
+        scale: factor on the sum of a token's experts.
     """
 
     num_experts: int
     intermediate_size: int
     top_k: int
     renormalize: bool
+    num_groups: int = 1
+    num_kept_groups: int = 1
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,7 +131,10 @@ def _activation_bytes(parts: Assembly) -> int:
     """A generous guess at what one step needs beside weights and pages."""
     model, schedule = parts.model_config, parts.config.schedule
     num_tokens = schedule.chunked_prefill_size + schedule.max_running_requests
-    per_token = 6 * model.hidden_size + 4 * model.intermediate_size
+    requests = [each.request for each in parts.model.attention_layers()]
+    widest = max((each.num_heads * each.head_dim for each in requests), default=0)
+    wider = max(0, widest - model.hidden_size)  # of latent attention: each head asks whole rows
+    per_token = 6 * model.hidden_size + 4 * (model.intermediate_size + wider)
     size_bytes = Dtype(parts.config.model.dtype).size_bytes
     layer_bytes = num_tokens * per_token * size_bytes
     # Sampling: logits twice, a sort and running sums; and what penalties keep per slot.

@@ -10,6 +10,7 @@ ops 1.1: `Op.MASK_TOKENS`, for grammars.
 moe 1.1: `MoeRequest.scheme` and coded `ExpertWeights`, for quantized experts.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
 models 1.2: `LayerContext.gating` and `Linear.gated`, for outputs of which half gates the other.
+models 1.3: `AttentionVariant.value_dim`, groups and scale of `ExpertsConfig`, YaRN.
 """
 
 from __future__ import annotations
@@ -22,6 +23,6 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "communication": (1, 0),
     "compilation": (1, 0),
     "moe": (1, 1),
-    "models": (1, 2),
+    "models": (1, 3),
     "quantization": (1, 0),
 }

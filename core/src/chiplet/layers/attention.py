@@ -26,12 +26,14 @@ class AttentionVariant:
         scale: factor on the scores; None for head_dim ** -0.5.
         softcap, has_sinks: see `chiplet.api.AttentionRequest`. With sinks the layer has a weight,
             part 'sinks', `[num_heads]`.
+        value_dim: see `chiplet.api.KvSpec`; such a layer is called with v = k.
     """
 
     group: str | None = None
     scale: float | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    value_dim: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class PagedAttention:
                 page_size=context.page_size,
                 dtype=context.kv_dtype,
                 coding=context.kv_coding,
+                value_dim=variant.value_dim,
             ),
             window=window,
             softcap=variant.softcap,
@@ -115,7 +118,8 @@ class PagedAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, inputs: AttentionInputs) -> Tensor:
         """Shapes: q and result `[num_tokens, num_heads, head_dim]`; k, v `[num_tokens,
-        num_kv_heads, head_dim]`. Mutates: the layer's pages.
+        num_kv_heads, head_dim]`; where values are parts of keys, the result is as wide as they are.
+        Mutates: the layer's pages.
         """
         plan = inputs.plans[self.request.group]
         kv = inputs.kv[self._layer_index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from chiplet.api import LinearWeights, MoeRequest, Packed
@@ -27,10 +28,37 @@ class SparseMlp:
             parts={"gate": experts.num_experts},
         )
         self.experts = Experts(context, hidden_size=hidden_size, experts=experts)
+        self._scale = experts.scale
+        self._num_groups, self._num_kept = experts.num_groups, experts.num_kept_groups
 
     def __call__(self, x: Tensor) -> Tensor:
         """Shapes: x and result `[num_tokens, hidden_size]`."""
-        return self.experts(x, self.router(x))
+        logits = self.router(x)
+        if self._num_kept < self._num_groups:
+            logits, share = within_groups(logits, self._num_groups, self._num_kept)
+            return self.experts(x, logits) * (share * self._scale).to(x.dtype)
+        y = self.experts(x, logits)
+        return y if self._scale == 1 else y * self._scale
+
+
+def within_groups(logits: Tensor, num_groups: int, num_kept: int) -> tuple[Tensor, Tensor]:
+    """Logits that leave experts of some groups only, and the probability that these have together.
+
+    What experts do with the logits is a softmax among those that are left; times that probability,
+    it is what a softmax among all would give them. Source: arXiv:2405.04434, section 2.2.2.
+
+    Shapes: logits and the first result `[num_tokens, num_experts]`; the second
+    `[num_tokens, 1]`, float32 or wider.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    groups = wide.unflatten(1, (num_groups, -1))
+    best = groups.amax(dim=2)
+    kept = best.topk(num_kept, dim=1).indices
+    is_kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, kept, value=True)
+    left = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
+    share = (left.logsumexp(1, keepdim=True) - wide.logsumexp(1, keepdim=True)).exp()
+    # A number, so that no implementation meets infinity.
+    return left.clamp(min=torch.finfo(logits.dtype).min).to(logits.dtype), share
 
 
 class Experts:

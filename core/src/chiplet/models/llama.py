@@ -15,13 +15,13 @@ from chiplet.config import ModelConfig
 from chiplet.forward_batch import ForwardBatch
 from chiplet.layers.attention import AttentionInputs, PagedAttention
 from chiplet.layers.context import LayerContext
-from chiplet.layers.embedding import TABLE, Embedding
 from chiplet.layers.linear import Linear
 from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.moe import SparseMlp
 from chiplet.layers.norm import HeadNorm, RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
 from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.models.decoder import LAYERS, Decoder
 from chiplet.parallel.sharding import Shard
 
 
@@ -164,53 +164,26 @@ class LlamaForCausalLM:
     """Embedding, layers, norm, and a head that may be tied to the embedding."""
 
     def __init__(self, config: ModelConfig, context: LayerContext) -> None:
-        vocab_size, hidden_size = config.vocab_size, config.hidden_size
         rotary = RotaryEmbedding(
             context,
             head_dim=config.head_dim,
             theta=config.rope_theta,
             scaling=config.rope_scaling,
         )
-        self.layers = [
-            LlamaLayer(config, context.within(f"model.layers.{layer_index}"), layer_index, rotary)
+        self._layers = [
+            LlamaLayer(config, context.within(f"{LAYERS}.{layer_index}"), layer_index, rotary)
             for layer_index in range(config.num_layers)
         ]
-        self.norm = RmsNorm(context, hidden_size=hidden_size, eps=config.rms_norm_eps)
-        is_tied = config.tie_word_embeddings
-        self.lm_head = Linear(
-            context.giving_rows() if is_tied else context,
-            "lm_head",
-            in_features=hidden_size,
-            parts={f"model.{TABLE}" if is_tied else "lm_head": vocab_size},
-            shard=Shard.GATHERED,
-        )
-        self.embedding = Embedding(
-            context.within("model"),
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            head=self.lm_head if is_tied else None,
-        )
+        self._decoder = Decoder(config, context, self._layers)
 
     def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
         """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
-        x, residual = self.embedding(batch.token_ids), None
-        for layer in self.layers:
-            x, residual = layer(x, residual, batch.positions, attention)
-        x, _ = self.norm(x, residual)
-        return self.lm_head(batch.at_logit_rows(x))
+        return self._decoder.forward(batch, attention)
 
     def attention_layers(self) -> Sequence[PagedAttention]:
         """Layers that own pages, in the order of their KV tensors."""
-        return [layer.attention.attend for layer in self.layers]
+        return [layer.attention.attend for layer in self._layers]
 
     def weight_map(self) -> WeightMap:
         """Where each tensor of the checkpoint goes."""
-        weights: dict[str, tuple[WeightTarget, ...]] = {}
-        for name, target in (
-            *self.embedding.weights(),
-            *self.lm_head.weights(),  # of the same name, where the head is tied
-            ("model.norm.weight", WeightTarget(self.norm, "weight")),
-            *(each for layer in self.layers for each in layer.weights()),
-        ):
-            weights[name] = (*weights.get(name, ()), target)
-        return weights
+        return self._decoder.weight_map()

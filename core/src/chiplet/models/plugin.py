@@ -20,5 +20,10 @@ def models() -> Sequence[ModelEntry]:
                 "Qwen3MoeForCausalLM",
             ),
             target="chiplet.models.llama:LlamaForCausalLM",
-        )
+        ),
+        ModelEntry(
+            architectures=("DeepseekV2ForCausalLM",),
+            target="chiplet.models.deepseek:DeepseekV2ForCausalLM",
+            read_config="chiplet.models.deepseek_config:read_config",
+        ),
     ]

@@ -60,6 +60,24 @@ _MIXTRAL: Mapping[str, Any] = {
     "sliding_window": None,
 }
 
+_DEEPSEEK: Mapping[str, Any] = {
+    "model_type": "deepseek_v2",
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+}
+
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "llama": _LLAMA | {"rope_scaling": _LLAMA3_ROPE, "tie_word_embeddings": True},
     "llama with biases": _LLAMA | {"attention_bias": True, "mlp_bias": True},
@@ -67,10 +85,11 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
     "qwen3 of experts": _QWEN3_EXPERTS,
     "mixtral": _MIXTRAL,
+    "deepseek": _DEEPSEEK,
 }
 """What config.json says beside the shape, by a name for the report."""
 
-OF_EXPERTS = frozenset({"qwen3 of experts", "mixtral"})
+OF_EXPERTS = frozenset({"qwen3 of experts", "mixtral", "deepseek"})
 
 
 def write_checkpoint(kind: str, folder: Path) -> None:

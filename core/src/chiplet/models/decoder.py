@@ -1,0 +1,80 @@
+"""What is around the layers of a decoder: embedding, the last norm, and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from chiplet.config import ModelConfig
+from chiplet.forward_batch import ForwardBatch
+from chiplet.layers.attention import AttentionInputs
+from chiplet.layers.context import LayerContext
+from chiplet.layers.embedding import TABLE, Embedding
+from chiplet.layers.linear import Linear
+from chiplet.layers.norm import RmsNorm
+from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.parallel.sharding import Shard
+
+LAYERS = "model.layers"
+"""What names of the layers' tensors begin with."""
+
+
+class DecoderLayer(Protocol):
+    """One block of attention and feed-forward."""
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's contribution, and the residual that it is still to be added to."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, WeightTarget]]:
+        """Names of the checkpoint's tensors, and where they go."""
+        ...
+
+
+class Decoder:
+    """Embedding, layers, norm, and a head that may be tied to the embedding."""
+
+    def __init__(
+        self, config: ModelConfig, context: LayerContext, layers: Sequence[DecoderLayer]
+    ) -> None:
+        vocab_size, hidden_size = config.vocab_size, config.hidden_size
+        self._layers = layers
+        self._norm = RmsNorm(context, hidden_size=hidden_size, eps=config.rms_norm_eps)
+        is_tied = config.tie_word_embeddings
+        self._head = Linear(
+            context.giving_rows() if is_tied else context,
+            "lm_head",
+            in_features=hidden_size,
+            parts={f"model.{TABLE}" if is_tied else "lm_head": vocab_size},
+            shard=Shard.GATHERED,
+        )
+        self._embedding = Embedding(
+            context.within("model"),
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            head=self._head if is_tied else None,
+        )
+
+    def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
+        """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
+        x, residual = self._embedding(batch.token_ids), None
+        for layer in self._layers:
+            x, residual = layer(x, residual, batch.positions, attention)
+        x, _ = self._norm(x, residual)
+        return self._head(batch.at_logit_rows(x))
+
+    def weight_map(self) -> WeightMap:
+        """Where each tensor of the checkpoint goes."""
+        weights: dict[str, tuple[WeightTarget, ...]] = {}
+        for name, target in (
+            *self._embedding.weights(),
+            *self._head.weights(),  # of the same name, where the head is tied
+            ("model.norm.weight", WeightTarget(self._norm, "weight")),
+            *(each for layer in self._layers for each in layer.weights()),
+        ):
+            weights[name] = (*weights.get(name, ()), target)
+        return weights
