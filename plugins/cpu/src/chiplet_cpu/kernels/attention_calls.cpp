@@ -14,6 +14,8 @@ constexpr int64_t kAloneBytes = 64 << 10;  // of keys, values and rows: not wort
 constexpr int64_t kSharedTokens = 256;     // fewer reads saved are not worth joining parts
 constexpr int64_t kManyRows = 16;          // above, products take longer than reading
 
+bool has_many_rows(const AttentionItem& item) { return item.num_rows > kManyRows; }
+
 // Requests with one token each that have their first tokens in common, as a run of `Work::order`.
 struct Group {
   int64_t begin, end, tokens;
@@ -28,7 +30,6 @@ struct Work {
   int64_t num_part_rows = 0;
   int64_t row_tokens = 0;  // query rows times tokens that they see, about
   int64_t longest_part = 0;
-  int64_t most_rows = 0;  // of an item
 
   void clear() {
     items.clear();
@@ -37,7 +38,6 @@ struct Work {
     groups.clear();
     num_part_rows = 0;
     row_tokens = 0;
-    most_rows = 0;
   }
 };
 
@@ -46,7 +46,6 @@ AttentionParts add_rows(Work& work, AttentionItem item, bool is_joined) {
   int64_t count = item.kv_end - item.kv_begin;
   int64_t parts = std::max<int64_t>(1, (count + work.longest_part / 2) / work.longest_part);
   work.row_tokens += count * item.num_rows;
-  work.most_rows = std::max(work.most_rows, item.num_rows);
   if (parts == 1 && !is_joined) {
     work.items.push_back(item);
     return {};
@@ -192,13 +191,19 @@ void attention(AttentionArgs a, const KvWriteArgs& write, int64_t num_tokens,
   }
   int64_t num_items = (int64_t)work.items.size();
   bool is_small = work.row_tokens * a.head_dim * 4 < kAloneBytes;
-  // Of few rows several items in turn, so that the next one's keys can be fetched beforehand.
-  bool has_many_rows = work.most_rows > kManyRows;
-  int64_t grain =
-      has_many_rows ? 1 : std::clamp<int64_t>(num_items / (8 * pool::threads()), 1, 8);
-  pool::for_ranges(num_items, is_small ? num_items : grain, [&](int64_t begin, int64_t end) {
-    kernels().attend(a, work.items.data(), begin, end);
-  });
+  // Of few rows several items in turn, so that the next one's keys can be fetched beforehand; of many rows,
+  // which take longest and come first, one.
+  int64_t num_large = std::stable_partition(work.items.begin(), work.items.end(), has_many_rows) -
+                      work.items.begin();
+  int64_t num_small = num_items - num_large;
+  int64_t grain = std::clamp<int64_t>(num_small / (8 * pool::threads()), 1, 8);
+  auto attend = [&](int64_t first, int64_t count, int64_t grain) {
+    pool::for_ranges(count, is_small ? count : grain, [&](int64_t begin, int64_t end) {
+      kernels().attend(a, work.items.data() + first, begin, end);
+    });
+  };
+  attend(0, num_large, 1);
+  attend(num_large, num_small, grain);
   int64_t num_joins = (int64_t)work.joins.size();
   pool::for_ranges(num_joins, 8, [&](int64_t begin, int64_t end) {
     kernels().join_parts(a, work.joins.data(), begin, end);

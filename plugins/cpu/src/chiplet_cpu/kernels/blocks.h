@@ -47,6 +47,15 @@ static inline I odd_bytes(I a) { return (I)((HalfWords)a >> 8); }
 static inline I high_bytes(I even, I odd) {
   return (I)((HalfWords)even >> 8 | ((HalfWords)odd & 0xff00));
 }
+// `sum_words`: of all words. `to_words`: to the nearest whole number. `put_codes`: the low bytes of W words, four
+// to a word.
+#if defined(__AVX512F__)
+static inline int32_t sum_words(I a) { return _mm512_reduce_add_epi32(a); }
+static inline I to_words(F a) { return _mm512_cvtps_epi32(a); }
+static inline void put_codes(I a, int32_t* to) {
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(a));
+}
+#else
 static inline int32_t sum_words(I a) {
   alignas(64) int32_t words[W];
   __builtin_memcpy(words, &a, sizeof(a));
@@ -54,34 +63,22 @@ static inline int32_t sum_words(I a) {
   for (int32_t each : words) sum += each;
   return sum;
 }
-// To the nearest whole number. `put_codes`: the low bytes of W words, four to a word; the first `count` of
-// these, `stride` words apart.
-#if defined(__AVX512F__)
-static inline I to_words(F a) { return _mm512_cvtps_epi32(a); }
-static inline void put_codes(I a, int32_t* to, int64_t stride, int count) {
-  __m128i bytes = _mm512_cvtepi32_epi8(a);
-  to[0] = _mm_cvtsi128_si32(bytes);
-  if (count > 1) to[stride] = _mm_extract_epi32(bytes, 1);
-  if (count > 2) to[2 * stride] = _mm_extract_epi32(bytes, 2);
-  if (count > 3) to[3 * stride] = _mm_extract_epi32(bytes, 3);
-}
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 static inline I to_words(F a) { return _mm256_cvtps_epi32(a); }
-static inline void put_codes(I a, int32_t* to, int64_t stride, int count) {
+static inline void put_codes(I a, int32_t* to) {
   // Pairs of 16, then of eight bits; each half of the register by itself.
   __m256i halves = _mm256_packs_epi32(a, a), bytes = _mm256_packs_epi16(halves, halves);
   to[0] = _mm256_extract_epi32(bytes, 0);
-  if (count > 1) to[stride] = _mm256_extract_epi32(bytes, 4);
+  to[1] = _mm256_extract_epi32(bytes, 4);
 }
 #else
 static inline I to_words(F a) { return __builtin_convertvector(round(a), I); }
-static inline void put_codes(I a, int32_t* to, int64_t stride, int count) {
-  for (int i = 0; i < count; ++i) {
-    int8_t codes[4];
-    for (int j = 0; j < 4; ++j) codes[j] = (int8_t)a[4 * i + j];
-    __builtin_memcpy(to + i * stride, codes, 4);
-  }
+static inline void put_codes(I a, int32_t* to) {
+  int8_t codes[W];
+  for (int i = 0; i < W; ++i) codes[i] = (int8_t)a[i];
+  __builtin_memcpy(to, codes, W);
 }
+#endif
 #endif
 // The compiler's own conversion would take bytes one by one.
 #if defined(__AVX512F__)

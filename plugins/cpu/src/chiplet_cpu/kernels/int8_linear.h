@@ -2,71 +2,10 @@
 //
 // Each group of inputs of a row gets a scale a = max |x| / 127 and codes c = round(x / a). With a
 // weight of s (q - z) + m, the group adds a s sum(c (q - z)) + a m sum(c) to an output: one sum of
-// whole numbers, two products. Rows are worked on in tiles, whose codes stand interleaved:
-// [group][quad][row of the tile], so that the inner loop reads them one after another.
+// whole numbers, two products. Codes stand in tiles of rows; see rounding.h.
 
-constexpr int kCodeRows = W == 16 ? 12 : 4;  // as many as registers hold
 // Rows whose codes stay in the second-level cache while panels pass by.
 constexpr int64_t kCodesBytes = 384 << 10;
-
-template <class T>
-static inline float largest_magnitude(const T* x, int64_t count) {
-  F best = zero();
-  each_vector(count, [&](int64_t i, auto load, auto) {
-    F values = load(x + i);
-    best = max(best, max(values, zero() - values));
-  });
-  return largest(best);
-}
-
-// Codes of `count` inputs, four to a word and words `stride` apart; returns their sum. `code(x)` gives
-// a vector of whole numbers in [-127, 127].
-template <class T, class Code>
-static inline int32_t put_rounded(const T* x, int64_t count, int32_t* words, int64_t stride,
-                                  Code code) {
-  I sum = zero_words();
-  each_vector(count, [&](int64_t i, auto load, auto) {
-    I codes = to_words(code(load(x + i)));
-    sum = add_words(sum, codes);
-    int64_t left = (count - i + 3) / 4;
-    put_codes(codes, words + i / 4 * stride, stride, left < W / 4 ? (int)left : W / 4);
-  });
-  return sum_words(sum);
-}
-
-template <class T>
-static void quantize_tile(const QuantizeArgs& a, int64_t tile) {
-  int64_t first = tile * kCodeRows, left = a.rows - first;
-  int rows = left < kCodeRows ? (int)left : kCodeRows;
-  int64_t groups = a.k / a.group;
-  int32_t* codes = a.codes + first * a.k / 4;
-  float* scales = a.scales + first * groups;
-  float* sums = a.sums + first * groups;
-  for (int r = 0; r < rows; ++r) {
-    const T* x = (const T*)a.x + (first + r) * a.stride;
-    for (int64_t g = 0; g < groups; ++g, x += a.group) {
-      float most = largest_magnitude(x, a.group);
-      // Below that the inverse is no finite number, and the group as good as zero.
-      bool is_zero = !(most > 1e-35f);
-      float scale = is_zero ? 0.0f : most / 127.0f;
-      F inverse = splat(is_zero ? 0.0f : 127.0f / most);
-      int32_t* words = codes + g * a.group / 4 * rows + r;
-      int32_t sum = put_rounded(x, a.group, words, rows, [&](F value) { return value * inverse; });
-      scales[g * rows + r] = scale;
-      if (a.zero) {
-        ((int32_t*)sums)[g * rows + r] = -a.zero * sum;
-      } else {
-        sums[g * rows + r] = scale * (float)sum;
-      }
-    }
-  }
-}
-
-static void quantize_rows(Dtype dtype, const QuantizeArgs& a, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) {
-    CHIPLET_DISPATCH(dtype, T, quantize_tile<T>(a, tile))
-  }
-}
 
 struct Codes {
   const int32_t* codes;

@@ -28,6 +28,7 @@ namespace CHIPLET_ISA {
 
 #include "attention.h"
 
+#include "rounding.h"
 #include "int8_linear.h"  // after linear.h, whose last step it shares
 #include "span_linear.h"
 #if defined(CHIPLET_TILES)

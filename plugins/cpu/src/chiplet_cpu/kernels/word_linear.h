@@ -2,7 +2,7 @@
 // isa.cpp.
 //
 // Weights and x both come in words of 32 bits: two neighbouring inputs of bfloat16, or four of int8.
-// A panel is [words of K][kPanel], x is in tiles as in int8_linear.h: [words of K][rows of the tile].
+// A panel is [words of K][kPanel], x is in tiles as in rounding.h: [words of K][rows of the tile].
 // Sums of int8 run over a span of x. A panel's scales follow its words: [spans of weights][kPanel].
 // An instruction multiplies a vector of weights with one word of x that is the same in all lanes.
 // Two panels at a time: each word of x is then used twice as often as it is loaded.
@@ -114,8 +114,6 @@ struct ScaledSums {
     return fma(to_float(whole) * scale, splat(x.scales[row * spans + s]), before);
   }
 };
-
-static inline int64_t num_spans(const WordArgs& x) { return (x.k + x.span - 1) / x.span; }
 
 // out[kPanels][kRows * kPanel]: a tile of rows times some panels.
 template <class Words>
@@ -276,66 +274,3 @@ constexpr bool kHasTiles =
 #else
     false;
 #endif
-
-// Word w of row r of a tile stands at w * word + r * row.
-struct WordStrides {
-  int64_t word, row;
-};
-static inline WordStrides word_strides(const WordArgs& a, int rows) {
-  return a.is_tiled ? WordStrides{1, a.row_words} : WordStrides{rows, 1};
-}
-
-// What a row has beyond its inputs: zeros, since weights of zero times anything might be no number.
-static inline void fill_row(const WordArgs& a, int32_t* words) {
-  for (int64_t w = a.words; w < a.row_words; ++w) words[w] = 0;
-}
-
-// Tiles [begin, end) of rows of bfloat16 as words.
-static void pair_rows(const WordArgs& a, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) {
-    int64_t first = tile * kCodeRows, left = a.rows - first;
-    int rows = left < kCodeRows ? (int)left : kCodeRows;
-    auto [word, row] = word_strides(a, rows);
-    for (int r = 0; r < rows; ++r) {
-      int32_t* words = a.x_words + first * a.row_words + r * row;
-      const bf16* x = (const bf16*)a.x + (first + r) * a.stride;
-      for (int64_t k = 0; k < a.k / 2; ++k) {
-        __builtin_memcpy(words + k * word, x + 2 * k, 4);
-      }
-      if (a.k % 2) words[a.k / 2 * word] = x[a.k - 1].bits;
-      if (a.is_tiled) fill_row(a, words);
-    }
-  }
-}
-
-// A row rounded to eight bits, with a scale for each span.
-template <class T>
-static void quantize_token(const WordArgs& a, int64_t row, int32_t* words, int64_t stride) {
-  const T* x = (const T*)a.x + row * a.stride;
-  int64_t spans = num_spans(a);
-  for (int64_t s = 0; s < spans; ++s) {
-    int64_t begin = s * a.span, left = a.k - begin, count = left < a.span ? left : a.span;
-    float most = largest_magnitude(x + begin, count);
-    float scale = most > 0 ? most / 127.0f : 1.0f;
-    F unit = splat(scale);
-    int32_t* to = words + begin / 4 * stride;
-    int32_t sum = put_rounded(x + begin, count, to, stride, [&](F values) {
-      return min(splat(127), max(splat(-127), values / unit));
-    });
-    a.scales[row * spans + s] = scale;
-    a.offsets[row * spans + s] = -128 * sum;
-  }
-}
-
-static void quantize_tokens(Dtype dtype, const WordArgs& a, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile) {
-    int64_t first = tile * kCodeRows, left = a.rows - first;
-    int rows = left < kCodeRows ? (int)left : kCodeRows;
-    auto [word, step] = word_strides(a, rows);
-    for (int r = 0; r < rows; ++r) {
-      int32_t* words = a.x_words + first * a.row_words + r * step;
-      CHIPLET_DISPATCH(dtype, T, quantize_token<T>(a, first + r, words, word))
-      if (a.is_tiled) fill_row(a, words);
-    }
-  }
-}
