@@ -22,14 +22,14 @@ from chiplet.testing.conformance import check_linear
 from chiplet.testing.conformance.linear import make_inputs, on_device
 from chiplet_nvidia import plugin
 from chiplet_nvidia.linear import int4
-from chiplet_nvidia.linear.int4 import WIDE_TILINGS, Int4Provider, tilings
+from chiplet_nvidia.linear.int4 import WIDE_TILINGS, Int4Provider, gated_tiling, tilings
 from chiplet_nvidia.linear.int4_layout import pack_codes, pack_scales
 from chiplet_nvidia.linear.int4_wgmma import Int4Wgmma
 from chiplet_nvidia.linear.tiles import Problem, schedule_of
 from chiplet_nvidia.platform import CudaPlatform
 
 
-def request(k=256, n=48, *, group=128, dtype=Dtype.BFLOAT16, zeros=True, bias=False):
+def request(k=256, n=48, *, group=128, dtype=Dtype.BFLOAT16, zeros=True, bias=False, gated=False):
     scheme = WeightScheme(
         coding=Coding.INT4,
         granularity=Granularity.GROUP,
@@ -37,7 +37,13 @@ def request(k=256, n=48, *, group=128, dtype=Dtype.BFLOAT16, zeros=True, bias=Fa
         has_zero_points=zeros,
     )
     return LinearRequest(
-        role="x", in_features=k, out_features=n, dtype=dtype, has_bias=bias, scheme=scheme
+        role="x",
+        in_features=k,
+        out_features=n,
+        dtype=dtype,
+        has_bias=bias,
+        scheme=scheme,
+        is_gated=gated,
     )
 
 
@@ -72,6 +78,14 @@ def test_cuts_serve_more_and_more_rows_in_whole_tiles(out_features):
     assert all(out_features % (16 * cut.feature_tiles) == 0 for cut in cuts)
     # Sums of all warps stand in shared memory, of which a kernel has 48 KiB unasked.
     assert all(cut.warps * cut.rows * 16 * cut.feature_tiles * 4 <= 48 << 10 for cut in cuts)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 16])
+def test_a_block_has_gates_and_what_they_are_for(rows):
+    cut = gated_tiling(rows)
+    assert cut.feature_tiles == 2
+    assert rows <= cut.rows
+    assert cut.warps * cut.rows * 32 * 4 <= 48 << 10
 
 
 @pytest.mark.parametrize(
@@ -156,6 +170,19 @@ def test_products(k, n, group, zeros, num_tokens, dtype):
     platform.activate()
     provider = next(each for each in plugin.linear(device=probe) if each.name == "int4")
     asked = request(k, n, group=group, zeros=zeros, dtype=dtype, bias=num_tokens % 2 == 0)
+    assert check_linear(provider, asked, BuildContext(platform), num_tokens=num_tokens)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("dtype", [Dtype.BFLOAT16, Dtype.FLOAT16])
+@pytest.mark.parametrize("num_tokens", [1, 7, 9, 16, 17, 64, 257])
+@pytest.mark.parametrize(("k", "n"), [(256, 48), (1152, 64), (640, 6144)])
+def test_gated_products(k, n, num_tokens, dtype):
+    (probe, *_) = plugin.probe(host=HostFacts(machine="x86_64", num_cores=2, total_memory_bytes=1))
+    platform = CudaPlatform(probe)
+    platform.activate()
+    provider = next(each for each in plugin.linear(device=probe) if each.name == "int4")
+    asked = request(k, n, dtype=dtype, bias=num_tokens % 2 == 0, gated=True)
     assert check_linear(provider, asked, BuildContext(platform), num_tokens=num_tokens)
 
 

@@ -12,7 +12,8 @@
 // 1024 (float16), are the numbers 128 + q or 1024 + q: no conversion is needed.
 //
 // Defined by whoever compiles: IS_BFLOAT16, GROUP, FEATURE_TILES, ROW_TILES (of 8 rows), WARPS, DEPTH
-// (units on their way to each warp). A unit is 128 inputs, two blocks.
+// (units on their way to each warp). A unit is 128 inputs, two blocks. IS_GATED: a block has a tile of
+// gates and the tile of what they are for, half of all tiles later, and writes silu(gate) * up.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -91,12 +92,17 @@ __device__ __forceinline__ float widened(u16 value) {
     return d;
 }
 
-__device__ __forceinline__ Unit load_unit(const uint4 *w, const u32 *scales, int tile,
-                                          int num_units, int unit, int lane) {
+// The tiles of a block of threads.
+__device__ __forceinline__ int tile_at(int t) {
+    return IS_GATED ? blockIdx.x + t * gridDim.x : blockIdx.x * FEATURE_TILES + t;
+}
+
+__device__ __forceinline__ Unit load_unit(const uint4 *w, const u32 *scales, int num_units,
+                                          int unit, int lane) {
     Unit u;
 #pragma unroll
     for (int t = 0; t < FEATURE_TILES; ++t) {
-        const long long at = (long long)(tile + t) * num_units + unit;
+        const long long at = (long long)tile_at(t) * num_units + unit;
 #pragma unroll
         for (int b = 0; b < 2; ++b) u.words[t][b] = load_once(w + (at * 2 + b) * 32 + lane);
 #pragma unroll
@@ -107,6 +113,12 @@ __device__ __forceinline__ Unit load_unit(const uint4 *w, const u32 *scales, int
                     __ldg(scales + (at * UNIT_GROUPS + g) * 16 + half * 8 + lane / 4);
     }
     return u;
+}
+
+__device__ __forceinline__ u32 paired(float low, float high) {
+    u32 d;
+    asm("cvt.rn." FLOAT "x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
 }
 
 // 32 inputs: two products for each tile of features and each tile of rows.
@@ -140,8 +152,9 @@ __device__ __forceinline__ void add_inputs(float (&part)[FEATURE_TILES][ROW_TILE
     }
 }
 
-__device__ __forceinline__ void add_unit(float (&acc)[FEATURE_TILES][ROW_TILES][4], const Unit &u,
-                                         const u16 *x, long long x_stride, int num_rows, int lane) {
+__device__ __forceinline__ void add_unit(float (&acc)[FEATURE_TILES][ROW_TILES][4],
+                                         const Unit &u, const u16 *x, long long x_stride,
+                                         int num_rows, int lane) {
 #pragma unroll
     for (int g = 0; g < UNIT_GROUPS; ++g) {
         float part[FEATURE_TILES][ROW_TILES][4] = {};
@@ -158,23 +171,26 @@ __device__ __forceinline__ void add_unit(float (&acc)[FEATURE_TILES][ROW_TILES][
     }
 }
 
+__device__ __forceinline__ float silu(float value) { return value / (1.0f + __expf(-value)); }
+
 // Grid: FEATURE_TILES tiles of features, 8 * ROW_TILES rows. The warps of a block share K; their
 // sums are added in the order of the warps.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     int4_linear(const u16 *x, const uint4 *w, const u32 *scales, const u16 *bias, u16 *y,
                 int num_rows, int num_units, int out_features, long long x_stride) {
     constexpr int FEATURES = 16 * FEATURE_TILES, ROWS = 8 * ROW_TILES;
+    constexpr int WRITTEN = IS_GATED ? 16 : FEATURES;
     __shared__ float sums[WARPS][ROWS][FEATURES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int tile = blockIdx.x * FEATURE_TILES, first_row = blockIdx.y * ROWS;
+    const int first_row = blockIdx.y * ROWS, width = IS_GATED ? out_features / 2 : out_features;
     const int first = num_units * warp / WARPS, end = num_units * (warp + 1) / WARPS;
     x += first_row * x_stride;
-    y += (long long)first_row * out_features;
+    y += (long long)first_row * width;
     num_rows -= first_row;
     Unit ring[DEPTH];
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d)
-        if (first + d < end) ring[d] = load_unit(w, scales, tile, num_units, first + d, lane);
+        if (first + d < end) ring[d] = load_unit(w, scales, num_units, first + d, lane);
     let_next_start();
     wait_for_inputs();
     float acc[FEATURE_TILES][ROW_TILES][4] = {};
@@ -184,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
             if (unit + d < end) {
                 add_unit(acc, ring[d], x + (unit + d) * 128, x_stride, num_rows, lane);
                 if (unit + d + DEPTH < end)
-                    ring[d] = load_unit(w, scales, tile, num_units, unit + d + DEPTH, lane);
+                    ring[d] = load_unit(w, scales, num_units, unit + d + DEPTH, lane);
             }
 #pragma unroll
     for (int t = 0; t < FEATURE_TILES; ++t)
@@ -195,16 +211,36 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
                 sums[warp][m * 8 + lane % 4 * 2 + i % 2][t * 16 + i / 2 * 8 + lane / 4] =
                     acc[t][m][i];
     __syncthreads();
-    for (int at = threadIdx.x; at < ROWS * FEATURES; at += WARPS * 32) {
-        const int row = at / FEATURES, n = at % FEATURES;
+    for (int at = threadIdx.x; at < ROWS * WRITTEN; at += WARPS * 32) {
+        const int row = at / WRITTEN, n = at % WRITTEN;
         if (row >= num_rows) return;
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < WARPS; ++i) sum += sums[i][row][n];
-        const int feature = tile * 16 + n;
+        const int feature = blockIdx.x * WRITTEN + n;
         if (bias) sum += widened(bias[feature]);
-        y[(long long)row * out_features + feature] = rounded(sum);
+        if (IS_GATED) {
+            float up = bias ? widened(bias[width + feature]) : 0.0f;
+#pragma unroll
+            for (int i = 0; i < WARPS; ++i) up += sums[i][row][WRITTEN + n];
+            sum = silu(sum) * up;
+        }
+        y[(long long)row * width + feature] = rounded(sum);
     }
+}
+
+// silu(gate) * up of halves of rows, `[rows, 2 * width]`. Grid: blocks of 256 threads for two columns
+// each; rows.
+extern "C" __global__ void int4_silu_mul(const u32 *both, u32 *y, int width) {
+    const int at = blockIdx.x * 256 + threadIdx.x, pairs = width / 2;
+    wait_for_inputs();
+    let_next_start();
+    if (at >= pairs) return;
+    const u32 gate = both[2ll * blockIdx.y * pairs + at];
+    const u32 up = both[(2ll * blockIdx.y + 1) * pairs + at];
+    y[(long long)blockIdx.y * pairs + at] =
+        paired(silu(widened((u16)gate)) * widened((u16)up),
+               silu(widened((u16)(gate >> 16))) * widened((u16)(up >> 16)));
 }
 
 // The weight as plain numbers, `[N, K]`. Grid: units, tiles of features; two warps.

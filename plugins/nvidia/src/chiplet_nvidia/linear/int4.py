@@ -79,7 +79,8 @@ class Tiling:
         return 8 * self.row_tiles
 
 
-_ORDER_THREADS = 256
+_THREADS = 256
+_MAX_GATED_ROWS = 16
 _ALIGNMENT_BYTES = 16  # threads load so much at a time
 
 _NARROW = 6144
@@ -99,6 +100,11 @@ def tilings(out_features: int) -> tuple[Tiling, ...]:
     return (*few, Tiling(2, 4, 8, 1), Tiling(2, 8, 4, 1))
 
 
+def gated_tiling(rows: int) -> Tiling:
+    """For so many rows, at most 16: a block has a tile of gates and the one that belongs to it."""
+    return Tiling(2, 1, 8, 2) if rows <= 8 else Tiling(2, 2, 8, 1)
+
+
 class Int4Linear:
     """y = x W^T + b, near the speed of reading W for a few rows."""
 
@@ -107,26 +113,16 @@ class Int4Linear:
     ) -> None:
         assert request.scheme is not None
         self._k, self._n = request.in_features, request.out_features
-        defines = {
+        self._capability = capability
+        self._defines = {
             "IS_BFLOAT16": int(request.dtype is Dtype.BFLOAT16),
             "GROUP": request.scheme.group_size,
         }
-
-        def kernel(name: str, tiling: Tiling, threads: int) -> CudaKernel:
-            cut = {
-                "FEATURE_TILES": tiling.feature_tiles,
-                "ROW_TILES": tiling.row_tiles,
-                "WARPS": tiling.warps,
-                "DEPTH": tiling.depth,
-            }
-            return CudaKernel(
-                _SOURCE, name, capability=capability, defines=defines | cut, threads=threads
-            )
-
-        cuts = tilings(self._n)
-        self._products = [(cut, kernel("int4_linear", cut, 32 * cut.warps)) for cut in cuts]
-        self._dequantize = kernel("int4_dequantize", cuts[0], 64)
-        self._order = kernel("int4_order_inputs", cuts[0], _ORDER_THREADS)
+        self._tilings = tilings(self._n)
+        self._kernels: dict[tuple[str, Tiling, bool], CudaKernel] = {}
+        self._dequantize = self._kernel("int4_dequantize", self._tilings[0], 64)
+        self._order = self._kernel("int4_order_inputs", self._tilings[0], _THREADS)
+        self._silu_mul = self._kernel("int4_silu_mul", self._tilings[0], _THREADS)
         self._wide: list[tuple[WideTiling, Int4Wgmma]] = []
         self._few_rows = _MAX_ROWS
         if capability == CAPABILITY:
@@ -137,6 +133,28 @@ class Int4Linear:
             for _, product in self._wide:
                 product.kernel.compile_soon()
             workspace(device)  # now, since it must be there before a step is recorded
+
+    def _kernel(
+        self, name: str, tiling: Tiling, threads: int, *, is_gated: bool = False
+    ) -> CudaKernel:
+        """A kernel of the source, made once."""
+        key = (name, tiling, is_gated)
+        if key not in self._kernels:
+            cut = {
+                "FEATURE_TILES": tiling.feature_tiles,
+                "ROW_TILES": tiling.row_tiles,
+                "WARPS": tiling.warps,
+                "DEPTH": tiling.depth,
+                "IS_GATED": int(is_gated),
+            }
+            self._kernels[key] = CudaKernel(
+                _SOURCE,
+                name,
+                capability=self._capability,
+                defines=self._defines | cut,
+                threads=threads,
+            )
+        return self._kernels[key]
 
     def pack(self, weights: LinearWeights) -> PackedInt4:
         """Weights in the order of the kernel."""
@@ -152,18 +170,35 @@ class Int4Linear:
         num_rows = x.shape[0]
         if num_rows > _MAX_ROWS or num_rows == 0:
             return F.linear(x, self._plain(packed, x.dtype), packed.bias)
-        if x.data_ptr() % _ALIGNMENT_BYTES or x.stride(0) * x.element_size() % _ALIGNMENT_BYTES:
-            x = x.clone(memory_format=torch.contiguous_format)
+        x = _aligned(x)
         if num_rows > self._few_rows:
             product = next((p for cut, p in self._wide if num_rows <= cut.rows), self._wide[-1][1])
             return product.run(self._ordered(x), packed.weight, packed.scales, packed.bias)
-        y = torch.empty(num_rows, self._n, dtype=x.dtype, device=x.device)
-        tiling, kernel = next(
-            (each for each in self._products if num_rows <= each[0].rows), self._products[-1]
-        )
+        cuts = self._tilings
+        tiling = next((each for each in cuts if num_rows <= each.rows), cuts[-1])
+        return self._few(x, packed, tiling)
+
+    def run_silu_mul(self, x: Tensor, packed: PackedInt4) -> Tensor:
+        """The product with its gate; see `chiplet.api.GatedLinear.run_silu_mul`."""
+        num_rows, width = x.shape[0], self._n // 2
+        if 0 < num_rows <= _MAX_GATED_ROWS and self._n % (2 * TILE) == 0:
+            return self._few(_aligned(x), packed, gated_tiling(num_rows), is_gated=True)
+        both = self.run(x, packed)
+        y = torch.empty(num_rows, width, dtype=x.dtype, device=x.device)
+        if num_rows:
+            grid = (-(-width // (2 * _THREADS)), num_rows)
+            self._silu_mul.launch(grid, (both, y, ctypes.c_int(width)))
+        return y
+
+    def _few(
+        self, x: Tensor, packed: PackedInt4, tiling: Tiling, *, is_gated: bool = False
+    ) -> Tensor:
+        """A few rows, by the kernel whose blocks have them all."""
+        num_rows, width = x.shape[0], self._n // (1 + is_gated)
+        y = torch.empty(num_rows, width, dtype=x.dtype, device=x.device)
         grid = (self._n // (TILE * tiling.feature_tiles), -(-num_rows // tiling.rows))
         sizes = map(ctypes.c_int, (num_rows, self._k // UNIT, self._n))
-        kernel.launch(
+        self._kernel("int4_linear", tiling, 32 * tiling.warps, is_gated=is_gated).launch(
             grid,
             (
                 x,
@@ -182,7 +217,7 @@ class Int4Linear:
         num_rows, num_eights = x.shape[0], self._k // 8
         ordered = torch.empty(num_rows, self._k, dtype=x.dtype, device=x.device)
         self._order.launch(
-            (-(-num_eights // _ORDER_THREADS), num_rows),
+            (-(-num_eights // _THREADS), num_rows),
             (x, ordered, ctypes.c_int(num_eights), ctypes.c_longlong(x.stride(0))),
         )
         return ordered
@@ -192,6 +227,13 @@ class Int4Linear:
         grid = (self._k // UNIT, self._n // TILE)
         self._dequantize.launch(grid, (packed.weight, packed.scales, plain))
         return plain
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Itself, or a copy if threads cannot load its rows as they lie."""
+    if x.data_ptr() % _ALIGNMENT_BYTES or x.stride(0) * x.element_size() % _ALIGNMENT_BYTES:
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
 
 
 class Int4Provider:
