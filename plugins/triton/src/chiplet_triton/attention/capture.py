@@ -7,8 +7,8 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from chiplet.api import AttentionRequest, Captured
-from chiplet_triton.attention.planning import StepPlan, num_splits
-from chiplet_triton.attention.tiling import block_dim, decode_tiling
+from chiplet_triton.attention.planning import StepPlan
+from chiplet_triton.attention.tiling import block_dim, block_keys, num_splits
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits
 from chiplet_triton.kernels.attention_capture import capture_kernel, merge_captures_kernel
 
@@ -32,7 +32,7 @@ class Capture:
         self._num_cores = traits.num_cores
         self._scale_log2 = scale_log2
         self._score_factor = score_factor
-        self._keys = decode_tiling(request).keys
+        self._keys = block_keys(request)
         self._count = max(2, next_power_of_2(request.num_captured))
         self._group = request.num_heads // request.num_kv_heads
         self._block_group = next_power_of_2(self._group)
@@ -50,7 +50,7 @@ class Capture:
             programs=num_blocks * request.num_kv_heads,
             longest=longest,
             num_cores=self._num_cores,
-            keys=self._keys,
+            keys=2 * self._keys,
         )
         num_rows, device = num_tokens * request.num_heads, q.device
         partial = torch.empty(num_rows * splits, self._count, dtype=torch.int64, device=device)

@@ -25,8 +25,8 @@ from chiplet.api import (
 )
 from chiplet_triton.attention.capture import MOST_CAPTURED, Capture
 from chiplet_triton.attention.layout import ScalesBehindCodesLayout
-from chiplet_triton.attention.planning import StepPlan, num_splits
-from chiplet_triton.attention.tiling import block_dim, decode_tiling, extend_tiling
+from chiplet_triton.attention.planning import StepPlan
+from chiplet_triton.attention.tiling import block_dim, decode_tiling, extend_tiling, num_splits
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.attention_decode import decode_kernel, merge_splits_kernel
 from chiplet_triton.kernels.attention_extend import extend_kernel
@@ -65,7 +65,6 @@ class PagedAttention:
         self._score_factor = 1.0
         self._launch = launch_options(traits)
         self._tiling = extend_tiling(request, traits)
-        self._decode_tiling = decode_tiling(request)
         coding = request.kv.coding
         self._coded = None if coding is None else _CODES[coding]
         if request.softcap is not None:
@@ -88,14 +87,17 @@ class PagedAttention:
         longest = batch.page_table.shape[1] * page_size
         if self._request.window is not None:
             longest = min(longest, self._request.window)
+        programs = batch.num_decodes * self._request.num_kv_heads
+        tiling = decode_tiling(self._request, self._traits, programs=programs, longest=longest)
         return StepPlan(
             batch.num_decodes,
             batch.num_requests - batch.num_decodes,
+            tiling,
             num_splits(
-                programs=batch.num_decodes * self._request.num_kv_heads,
+                programs=programs,
                 longest=longest,
                 num_cores=self._traits.num_cores,
-                keys=self._decode_tiling.keys,
+                keys=tiling.keys,
             ),
             batch.kv_rows,
             batch.query_starts,
@@ -229,7 +231,7 @@ class PagedAttention:
         out: Tensor,
     ) -> None:
         """Requests with one new token. Mutates: `out`, at their tokens, and `kv`."""
-        request, splits, tiling = self._request, plan.num_splits, self._decode_tiling
+        request, splits, tiling = self._request, plan.num_splits, plan.decode_tiling
         rows = plan.num_decodes * request.num_heads * splits
         if splits > 1:
             partial = torch.empty(rows, request.head_dim, dtype=torch.float32, device=q.device)

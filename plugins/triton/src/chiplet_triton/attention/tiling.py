@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from triton import next_power_of_2
+from triton import cdiv, next_power_of_2
 
 from chiplet.api import AttentionRequest, Dtype, KvCoding
 from chiplet_triton.device import DeviceTraits
+
+_MAX_SPLITS = 64
+_PROGRAMS_PER_CORE = 4
+_MANY_PROGRAMS_PER_CORE = 8
 
 
 class DecodeTiling(NamedTuple):
@@ -45,9 +49,32 @@ def _is_wide(request: AttentionRequest) -> bool:
     return request.dtype is Dtype.FLOAT32 or block_dim(request) > 128
 
 
-def decode_tiling(request: AttentionRequest) -> DecodeTiling:
-    """For requests with one new token."""
-    return DecodeTiling(32 if _is_wide(request) else 64, 4, 3)
+def block_keys(request: AttentionRequest) -> int:
+    """Keys of a tile, where nothing else is better."""
+    return 32 if _is_wide(request) else 64
+
+
+def decode_tiling(
+    request: AttentionRequest, traits: DeviceTraits, *, programs: int, longest: int
+) -> DecodeTiling:
+    """For requests with one new token.
+
+    Args:
+        request: what is asked for.
+        traits: of the device.
+        programs: requests times KV heads.
+        longest: tokens that a request may have.
+
+    Source: `benchmarks/nvidia_notes.md`, cuts of decode attention on an H200.
+    """
+    if traits.is_cuda and request.kv.coding is None and not _is_wide(request):
+        if programs >= _MANY_PROGRAMS_PER_CORE * traits.num_cores:
+            # Who reads few keys waits most of the time: as many programs at a time as fit.
+            return DecodeTiling(32, 2, 2)
+        if _PROGRAMS_PER_CORE * traits.num_cores >= programs * cdiv(longest, 32):
+            # Each program has one block, so that its time is what that takes.
+            return DecodeTiling(32, 4, 2)
+    return DecodeTiling(block_keys(request), 4, 3)
 
 
 def extend_tiling(request: AttentionRequest, traits: DeviceTraits) -> Tiling:
@@ -66,3 +93,16 @@ def extend_tiling(request: AttentionRequest, traits: DeviceTraits) -> Tiling:
         tiling = Tiling(128, 32 if has_more else 64, 4, 3)  # with 64 keys, registers spill
     group = request.num_heads // request.num_kv_heads
     return tiling._replace(rows=max(tiling.rows, next_power_of_2(group)))
+
+
+def num_splits(*, programs: int, longest: int, num_cores: int, keys: int) -> int:
+    """Programs that share the keys of a request: as many as fill the device and have work.
+
+    Args:
+        programs: that there are without splits.
+        longest: tokens that a request may have.
+        num_cores: of the device.
+        keys: that are worth a program.
+    """
+    wanted = _PROGRAMS_PER_CORE * num_cores // max(1, programs)
+    return max(1, min(wanted, cdiv(longest, keys), _MAX_SPLITS))
