@@ -91,6 +91,33 @@ def test_logits_are_those_of_quantized_weights(
     assert distance < rounding / 4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama-tied", "llama-untied"])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize("layers", ["none", "fp8"])
+def test_the_head_is_quantized_on_request(
+    tmp_path: Path, kind: str, device: str, layers: str
+) -> None:
+    model = make_checkpoint(kind, tmp_path)
+    config = EngineConfig.from_options(
+        model=str(tmp_path),
+        device=device,
+        dtype="float32",
+        max_total_tokens=512,
+        quantization=layers,
+        head_quantization="fp8",
+    )
+    got = run_engine(config, [PROMPT], [SAMPLING])[0]
+    plain = expected(model, PROMPT + got.token_ids)
+    for path, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and (path == "lm_head" or layers == "fp8"):
+            fp8_layer(layer)  # of a tied head, the embedding is the same tensor
+    quantized = expected(model, PROMPT + got.token_ids)
+    np.testing.assert_allclose(got.prompt_logprobs, quantized[: len(PROMPT) - 1], atol=5e-4)
+    distance = np.abs(got.prompt_logprobs - quantized[: len(PROMPT) - 1]).mean()
+    assert distance < np.abs(plain - quantized).mean() / 4
+
+
 def test_explain_names_the_scheme_of_each_layer(tmp_path: Path) -> None:
     make_checkpoint("llama-tied", tmp_path)
     plan = explain(EngineConfig.from_options(model=str(tmp_path), quantization="int4")).to_json()

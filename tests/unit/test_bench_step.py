@@ -46,6 +46,8 @@ def test_quantized_weights_weigh_less_but_not_in_the_head():
     head = 2 * 4096 * 128256
     assert (eight - head) == (plain - head) / 2
     assert 0.25 < (four - head) / (plain - head) < 0.28
+    with_head = decode_work(model, Dtype.BFLOAT16, "int8", num_requests=1, context=0, head="int8")
+    assert with_head.num_bytes == plain / 2
 
 
 def test_one_token_reads_its_experts_alone_and_many_read_nearly_all():

@@ -11,9 +11,10 @@ from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, ModelError
 from chiplet.formats.quantization.fp4 import Mxfp4, Nvfp4
 from chiplet.formats.quantization.fp8 import DynamicFp8Channels, Fp8Channels
+from chiplet.formats.quantization.head import WithHead
 from chiplet.formats.quantization.int4 import Int4Groups
 from chiplet.formats.quantization.int8 import Int8Channels
-from chiplet.formats.quantization.registry import find_format
+from chiplet.formats.quantization.registry import find_format, formats_of
 from chiplet.plugins import discover
 from chiplet.reference.quantization import dequantize, scales_shape, unpack_halves
 from chiplet.testing.formats import check_quantization_format
@@ -217,3 +218,53 @@ def test_formats_are_found_by_name() -> None:
     assert found.name == "int4"
     with pytest.raises(ConfigError, match=r"'int5'; allowed: none, .*fp8, .*int4, int8"):
         find_format(formats, "int5")
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda each: each.name)
+def test_the_head_is_quantized_on_request(format_: QuantizationFormat) -> None:
+    head, other = layer("lm_head", 96), layer("o_proj", 96)
+    assert format_.scheme(head) is None
+    alone = WithHead(None, format_)
+    scheme = alone.scheme(head)
+    assert scheme == format_.scheme(other)
+    assert scheme is not None
+    assert alone.scheme(other) is None
+    got, expected = (each.quantize(weight_of(9, 96), scheme) for each in (alone, format_))
+    assert torch.equal(dequantize(got), dequantize(expected))
+    assert WithHead(format_, format_).scheme(other) == scheme
+
+
+def test_head_and_layers_may_have_different_formats() -> None:
+    both = formats_of(FORMATS, layers="int4", head="fp8")
+    assert both is not None
+    for role, format_ in (("lm_head", Fp8Channels()), ("o_proj", Int4Groups())):
+        scheme = both.scheme(layer(role, 128))
+        assert scheme == format_.scheme(layer("o_proj", 128))
+        assert scheme is not None
+        weight = weight_of(9, 128)
+        got, expected = both.quantize(weight, scheme), format_.quantize(weight, scheme)
+        assert torch.equal(dequantize(got), dequantize(expected))
+    assert formats_of(FORMATS, layers="none", head="none") is None
+    found = formats_of(FORMATS, layers="int4", head="none")
+    assert found is not None
+    assert found.name == "int4"
+
+
+class _Renamed(Int8Channels):
+    name = "other"
+
+
+class _Timid(Int8Channels):
+    name = "timid"
+
+    def scheme(self, layer: LayerFacts) -> None:
+        """Plain, all of them."""
+
+
+def test_what_the_head_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'timid', which leaves the head plain"):
+        WithHead(None, _Timid()).scheme(layer("lm_head", 96))
+    both = WithHead(Int8Channels(), _Renamed())
+    both.scheme(layer("o_proj", 96))
+    with pytest.raises(ConfigError, match="'int8' and 'other' both store weights as"):
+        both.scheme(layer("lm_head", 96))

@@ -14,7 +14,7 @@ from chiplet.api import CompilationRequest, CompilingPlatform, Dtype, KvCoding, 
 from chiplet.config import EngineConfig, ModelConfig
 from chiplet.formats.catalogue import resolve_model
 from chiplet.formats.checkpoint import Checkpoint, Readers, has_blocks, open_checkpoint
-from chiplet.formats.quantization.registry import find_format
+from chiplet.formats.quantization.registry import formats_of
 from chiplet.layers.attention import check_groups
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.weights import WeightMap
@@ -162,7 +162,11 @@ def _layer_context(
         device=platform.torch_device,
         stored=checkpoint.schemes,
         ranks=ranks,
-        quantization=find_format(plugins.quantization_formats(), config.model.quantization),
+        quantization=formats_of(
+            plugins.quantization_formats(),
+            layers=config.model.quantization,
+            head=config.model.head_quantization,
+        ),
     )
 
 

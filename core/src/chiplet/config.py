@@ -98,6 +98,12 @@ class ModelOptions:
         "(weights alone, in groups) or what a plugin brings.",
         metavar="NAME",
     )
+    head_quantization: str = _option(
+        "none",
+        "Quantize the head (lm_head) too, which 'quantization' leaves plain; the same names. Small "
+        "errors there change answers most.",
+        metavar="NAME",
+    )
     context_length: int | None = _option(
         None, "Longest prompt and answer together; the model's own limit if not given.", minimum=2
     )

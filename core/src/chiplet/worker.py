@@ -165,6 +165,8 @@ def _facts(parts: Assembly, num_pages: int) -> EngineFacts:
     model, plan = parts.model_config, parts.selector.plan()
     quantization = config.model.quantization
     quantized = "" if quantization == NONE else f", linear layers in {quantization}"
+    head = config.model.head_quantization
+    quantized += "" if head == NONE else f", head in {head}"
     banner = (
         f"Device {device} by plugin {parts.chosen.plugin_name}",
         f"{model.architecture}, {model.num_layers} layers, {config.model.dtype}"

@@ -21,6 +21,7 @@ from chiplet.api import (
     RowSource,
     WeightScheme,
 )
+from chiplet.errors import ConfigError
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.gated import gated_run
 from chiplet.layers.raw_weights import RawWeights
@@ -237,6 +238,7 @@ def _scheme(context: LayerContext, request: LinearRequest, part: str) -> WeightS
         )
         chosen = context.quantization.scheme(layer)
         if chosen is not None:
+            _check_rows(context, layer)
             return chosen
     stored = context.stored.get(f"{context.name_of(part)}.weight")
     if stored is None or not _fits(stored, request.in_features):
@@ -245,6 +247,16 @@ def _scheme(context: LayerContext, request: LinearRequest, part: str) -> WeightS
         return None  # rows are looked up in the whole table; squares cannot be cut anywhere
     asked = replace(request, scheme=stored, gives_rows=context.gives_rows)
     return stored if context.bindings.serves(asked) else None
+
+
+def _check_rows(context: LayerContext, layer: LayerFacts) -> None:
+    """Refuse to quantize a table that is looked up in, where each rank has a part of it."""
+    if context.gives_rows and context.ranks.is_shared:
+        raise ConfigError(
+            f"{layer.name} is the embedding too, whose rows ranks find in the whole table: it "
+            f"cannot be quantized for {context.ranks.size} ranks.",
+            remedy="Leave out --head-quantization, or serve with one rank.",
+        )
 
 
 def _fits(scheme: WeightScheme, in_features: int) -> bool:

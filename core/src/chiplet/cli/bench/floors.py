@@ -72,26 +72,36 @@ def measure_ceilings(platform: Platform, dtype: torch.dtype) -> Ceilings:
 
 
 def decode_work(
-    model: ModelConfig, dtype: Dtype, quantization: str, *, num_requests: int, context: int
+    model: ModelConfig,
+    dtype: Dtype,
+    quantization: str,
+    *,
+    num_requests: int,
+    context: int,
+    head: str = "none",
 ) -> Work:
-    """One token for each request, each seeing `context` tokens."""
-    weights = _bytes_per_weight(dtype, quantization)
-    used_bytes = _body_weights(model, num_requests) * weights + _head_weights(model) * (
-        dtype.size_bytes
-    )
+    """One token for each request, each seeing `context` tokens; `head` is the head's format."""
+    used_bytes = _body_weights(model, num_requests) * _bytes_per_weight(dtype, quantization)
+    used_bytes += _head_weights(model) * _bytes_per_weight(dtype, head)
     kv_bytes = num_requests * context * kv_bytes_per_token(model, dtype)
     return Work(used_bytes + kv_bytes, num_requests * _token_flops(model, context, heads=1.0))
 
 
 def prefill_work(
-    model: ModelConfig, dtype: Dtype, quantization: str, *, num_requests: int, context: int
+    model: ModelConfig,
+    dtype: Dtype,
+    quantization: str,
+    *,
+    num_requests: int,
+    context: int,
+    head: str = "none",
 ) -> Work:
-    """Whole prompts, without cached prefixes."""
+    """Whole prompts, without cached prefixes; `head` is the head's format."""
     tokens = num_requests * context
     weights = _body_weights(model, tokens) * _bytes_per_weight(dtype, quantization)
     # A token sees half of its prompt on average, and one row of logits is computed for each.
     flops = tokens * _token_flops(model, context / 2, heads=1 / context)
-    return Work(weights + _head_weights(model) * dtype.size_bytes, flops)
+    return Work(weights + _head_weights(model) * _bytes_per_weight(dtype, head), flops)
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: Dtype) -> int:

@@ -107,7 +107,7 @@ def reference_config(config: EngineConfig) -> EngineConfig:
     """The same checkpoint in float32, unquantized, served by core's reference alone."""
     return replace(
         config,
-        model=replace(config.model, dtype="float32", quantization=NONE),
+        model=replace(config.model, dtype="float32", quantization=NONE, head_quantization=NONE),
         cache=CacheOptions(
             page_size=config.cache.page_size, max_total_tokens=config.cache.max_total_tokens
         ),

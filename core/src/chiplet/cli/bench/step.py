@@ -110,6 +110,7 @@ class _Bench:
         self._model = model
         self._ceilings = ceilings
         self._quantization = config.model.quantization
+        self._head = config.model.head_quantization
         self._num_steps = num_steps
         self._ids = count()
 
@@ -140,6 +141,7 @@ class _Bench:
             "device": self._facts.device,
             "dtype": self._facts.dtype,
             "quantization": self._quantization,
+            "head_quantization": self._head,
             "copy_GB_per_s": round(self._ceilings.bytes_per_s / 1e9),
             "product_TFLOP_per_s": round(self._ceilings.flops_per_s / 1e12, 2),
         }
@@ -156,8 +158,11 @@ class _Bench:
         dtype = Dtype(self._facts.dtype)
         sizes = {"num_requests": size.num_requests, "context": size.context}
         arguments = (self._model, dtype, self._quantization)
-        prefill_floor_s = prefill_work(*arguments, **sizes).floor_s(self._ceilings)
-        decode_floor_s = decode_work(*arguments, **sizes).floor_s(self._ceilings)
+        prefill, decode = (
+            work(*arguments, **sizes, head=self._head) for work in (prefill_work, decode_work)
+        )
+        prefill_floor_s = prefill.floor_s(self._ceilings)
+        decode_floor_s = decode.floor_s(self._ceilings)
         return {
             "prefill_ms": round(prefill_s * 1e3, 2),
             "prefill_floor_ms": round(prefill_floor_s * 1e3, 4),

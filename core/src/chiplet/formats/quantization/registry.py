@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from chiplet.api import QuantizationFormat
 from chiplet.errors import ConfigError
+from chiplet.formats.quantization.head import WithHead
 
 NONE = "none"
 """Weights stay as the checkpoint's numbers are."""
@@ -27,3 +28,15 @@ def find_format(formats: Sequence[QuantizationFormat], name: str) -> Quantizatio
         f"quantization is '{name}'; allowed: {known}.",
         remedy="Choose one of these, or install a plugin that brings it.",
     )
+
+
+def formats_of(
+    formats: Sequence[QuantizationFormat], *, layers: str, head: str
+) -> QuantizationFormat | None:
+    """The format of all layers, by the names of those for the head and for the others.
+
+    Raises:
+        ConfigError: no format has one of the names.
+    """
+    body, of_head = find_format(formats, layers), find_format(formats, head)
+    return body if of_head is None else WithHead(body, of_head)
