@@ -95,6 +95,16 @@ def ops(device: api.DeviceProbe) -> list[api.OpProvider]:
 
 
 @api.hookimpl
+def communication(
+    device: api.DeviceProbe, topology: api.Topology
+) -> list[api.CommunicationProvider]:
+    """Memory that ranks share."""
+    from chiplet_cpu.communicator import SharedMemoryProvider  # noqa: PLC0415
+
+    return [SharedMemoryProvider(topology)] if device.device_type == "cpu" else []
+
+
+@api.hookimpl
 def config_proposals(config: api.EngineConfig, device: api.DeviceProbe) -> list[api.Proposal]:
     """Better defaults for main memory."""
     return defaults.propose(device)

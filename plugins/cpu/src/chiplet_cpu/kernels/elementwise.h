@@ -75,6 +75,22 @@ static void silu_mul(Dtype dtype, const SiluMulArgs& a, int64_t begin, int64_t e
   CHIPLET_DISPATCH(dtype, T, silu_mul_rows<T>(a, begin, end))
 }
 
+// In float32, and rounded once.
+template <class T>
+static void sum_elements(const SumArgs& a, int64_t begin, int64_t end) {
+  each_vector(end - begin, [&](int64_t i, auto load, auto store) {
+    F total = load((const T*)a.parts[0] + begin + i);
+    for (int64_t p = 1; p < a.num_parts; ++p) {
+      total = total + load((const T*)a.parts[p] + begin + i);
+    }
+    store((T*)a.out + begin + i, total);
+  });
+}
+
+static void sum_parts(Dtype dtype, const SumArgs& a, int64_t begin, int64_t end) {
+  CHIPLET_DISPATCH(dtype, T, sum_elements<T>(a, begin, end))
+}
+
 // Plain C++, of which the compiler makes vectors: three types of one width each.
 static void penalize(const PenalizeArgs& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {

@@ -40,7 +40,7 @@ extern const Kernels table;
 const Kernels table = {
     CHIPLET_STRING(CHIPLET_ISA), kCodeRows, kHasBf16Words, kHasTiles, rms_norm, rotary, silu_mul, sample, linear,
     widen_rows, panel_rows, quantize_rows, int8_linear, pair_rows, quantize_tokens, bf16_linear, int8_channels, int8_spans,
-    attend, join_parts, penalize, mask_tokens, argmax, write_kv,
+    attend, join_parts, penalize, mask_tokens, argmax, write_kv, sum_parts,
 };
 
 }  // namespace CHIPLET_ISA

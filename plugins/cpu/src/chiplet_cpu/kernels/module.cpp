@@ -3,6 +3,7 @@
 #include "binding.h"
 #include "calls.h"
 #include "dispatch.h"
+#include "group.h"
 #include "memory.h"
 #include "pack.h"
 #include "pool.h"
@@ -191,10 +192,46 @@ void attention(int64_t dtype, int64_t kv_dtype, void* q, int64_t q_row_stride,
   calls::attention(a, write, num_tokens, num_requests);
 }
 
+void raise_if_lost() {
+  long long lost = group::take_lost();
+  if (lost >= 0) PyErr_Format(PyExc_RuntimeError, "rank %lld of the group has ended", lost);
+}
+
 // Without the interpreter's lock: others may plan the next step meanwhile.
 void tape_replay(int64_t number, int64_t first, int64_t last) {
   PyThreadState* state = PyEval_SaveThread();
   tape::replay(number, first, last);
+  PyEval_RestoreThread(state);
+  raise_if_lost();
+}
+
+// A collective: on a tape like a kernel. Made at once, it waits for other ranks without the
+// interpreter's lock, and other operations need not wait for it.
+template <auto function>
+struct Collective;
+
+template <class... Args, void (*function)(Args...)>
+struct Collective<function> {
+  static void call(Args... args) {
+    if (tape::is_recording()) {
+      tape::add([=] { function(args...); });
+      return;
+    }
+    PyThreadState* state = PyEval_SaveThread();
+    function(args...);
+    PyEval_RestoreThread(state);
+    raise_if_lost();
+  }
+};
+
+template <auto function>
+PyMethodDef collective(const char* name) {
+  return binding::query<Collective<function>::call>(name);
+}
+
+void close_group(void* group) {
+  PyThreadState* state = PyEval_SaveThread();
+  group::close(group);
   PyEval_RestoreThread(state);
 }
 
@@ -237,6 +274,17 @@ PyMethodDef g_methods[] = {
     binding::kernel<panel_rows>("panel_rows"),
     binding::query<panel_bytes>("panel_bytes"),
     binding::query<pack_panels>("pack_panels"),
+    binding::query<group::memory_bytes>("group_memory_bytes"),
+    binding::query<group::open>("group_open"),
+    binding::query<close_group>("group_close"),
+    collective<group::all_reduce>("group_all_reduce"),
+    collective<group::reduce_scatter>("group_reduce_scatter"),
+    collective<group::all_gather>("group_all_gather"),
+    collective<group::all_to_all>("group_all_to_all"),
+    collective<group::broadcast>("group_broadcast"),
+    collective<group::send>("group_send"),
+    collective<group::recv>("group_recv"),
+    collective<group::barrier>("group_barrier"),
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -50,6 +50,12 @@ struct MaskArgs {
   int64_t stride, mask_stride, width;
 };
 
+struct SumArgs {
+  const void* const* parts;  // [num_parts]
+  int64_t num_parts;
+  void* out;
+};
+
 struct ArgmaxArgs {
   const void* x;
   int32_t* out;  // [rows]
@@ -209,6 +215,7 @@ struct Kernels {
   void (*mask_tokens)(const MaskArgs&, int64_t begin, int64_t end);
   void (*argmax)(Dtype, const ArgmaxArgs&, int64_t begin, int64_t end);
   void (*write_kv)(const KvWriteArgs&, int64_t begin, int64_t end);
+  void (*sum_parts)(Dtype, const SumArgs&, int64_t begin, int64_t end);  // elements
 };
 
 // The table in use. Chosen when the library is loaded: the best that the processor has.
