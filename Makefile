@@ -87,7 +87,7 @@ test-xla: $(VENV)-xla/done model ## Test the TPU plugin with torch_xla on its CP
 
 test-ipex: $(VENV)-ipex/done ## Test the CPU plugin's provider by Intel Extension for PyTorch, with torch 2.8
 	$(call say,"Intel Extension for PyTorch")
-	@$(VENV)-ipex/bin/python -m pytest plugins/cpu/tests/test_cpu_ipex.py \
+	@OMP_NUM_THREADS=1 $(VENV)-ipex/bin/python -m pytest -n 2 plugins/cpu/tests/test_cpu_ipex.py \
 		plugins/cpu/tests/test_cpu_ipex_results.py $(PYTEST_FLAGS)
 
 bench: $(DONE)/dev model ## Measure start-up, latency, throughput and prefix sharing

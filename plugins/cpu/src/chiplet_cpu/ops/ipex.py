@@ -38,35 +38,34 @@ def _make_add_rms_norm(operations: Any) -> OpImpl:
     return add_rms_norm
 
 
-class _Rotary:
-    """The extension reads sines, then cosines: of each table a copy is kept in that order."""
+def _make_rotary(operations: Any) -> OpImpl:
+    kernel = operations.rotary_position_embedding
 
-    def __init__(self, operations: Any) -> None:
-        self._kernel = operations.rotary_position_embedding
-        self._table = self._turned = torch.empty(0)
+    def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation of queries and keys; see `chiplet.api.ops.Rotary`.
 
-    def __call__(
-        self, q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rotation of queries and keys; see `chiplet.api.ops.Rotary`."""
-        if cos_sin is not self._table:
-            self._table, self._turned = cos_sin, torch.cat(cos_sin.chunk(2, -1)[::-1], dim=-1)
-        places = positions.long().unsqueeze(0)
-        return self._rotate(q, places), self._rotate(k, places)
+        The extension reads sines, then cosines: each token's row is taken out in that order.
+        """
+        cosines, sines = cos_sin[positions.long()].chunk(2, -1)
+        table = torch.cat([sines, cosines], dim=-1)
+        places = torch.arange(len(positions)).unsqueeze(0)
+        return _rotated(kernel, q, table, places), _rotated(kernel, k, table, places)
 
-    def _rotate(self, x: Tensor, places: Tensor) -> Tensor:
-        _, num_heads, head_dim = x.shape
-        half = head_dim // 2
-        rotated, _, _ = self._kernel(
-            x.unsqueeze(0), self._turned, places, num_heads, head_dim, half, head_dim
-        )
-        return rotated.squeeze(0)
+    return rotary
+
+
+def _rotated(kernel: Callable[..., Any], x: Tensor, table: Tensor, places: Tensor) -> Tensor:
+    """Shapes: x `[num_tokens, num_heads, head_dim]`; table `[num_tokens, head_dim]`."""
+    _, num_heads, head_dim = x.shape
+    half = head_dim // 2
+    rotated, _, _ = kernel(x.unsqueeze(0), table, places, num_heads, head_dim, half, head_dim)
+    return rotated.squeeze(0)
 
 
 _MAKERS: Mapping[Op, Callable[[Any], OpImpl]] = {
     Op.RMS_NORM: _make_rms_norm,
     Op.ADD_RMS_NORM: _make_add_rms_norm,
-    Op.ROTARY: _Rotary,
+    Op.ROTARY: _make_rotary,
 }
 
 

@@ -189,6 +189,7 @@ def _bind(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Entry:
 
 def _again(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Entry:
     """Compute once more, into the tensors that the result is in."""
+    results: tuple[Tensor | None, ...]
     results = (result,) if isinstance(result, Tensor) else tuple(result)
     form = _into(func)
     if form is not None:
@@ -197,7 +198,8 @@ def _again(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: An
 
     def repeat() -> None:
         for old, new in zip(results, tree_leaves(func(*args, **kwargs)), strict=True):
-            old.copy_(new)
+            if old is not None:  # a result that the operation left undefined
+                old.copy_(new)
 
     return repeat
 
