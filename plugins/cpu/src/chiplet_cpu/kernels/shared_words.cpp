@@ -4,6 +4,8 @@
 #include <climits>
 #include <ctime>
 
+#include <sched.h>
+
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -16,6 +18,9 @@ namespace {
 // Ranks that compute equally much come within this time of each other; who is later than that has lost
 // its core, perhaps to whoever spins.
 constexpr auto kSpin = std::chrono::microseconds(100);
+// Ranks that the system has put on one processor come no further while one of them spins: after this
+// time each look gives way, by which the system sees too that both want to run.
+constexpr auto kStay = std::chrono::microseconds(5);
 constexpr timespec kSleep = {0, 50'000'000};
 
 static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(std::atomic<uint32_t>) == 4);
@@ -41,11 +46,20 @@ void raise(Word& word, uint32_t count) {
 
 bool spin_for(const Word& word, uint32_t wanted) {
   if (has_reached(word, wanted)) return true;
-  auto until = std::chrono::steady_clock::now() + kSpin;
-  for (int turn = 0;; ++turn) {
+  auto begin = std::chrono::steady_clock::now();
+  bool is_staying = true;
+  for (int turn = 1;; ++turn) {
     if (has_reached(word, wanted)) return true;
-    if (turn % 64 == 63 && std::chrono::steady_clock::now() > until) return false;
-    relax();
+    if (!is_staying || turn % 64 == 0) {
+      auto taken = std::chrono::steady_clock::now() - begin;
+      if (taken > kSpin) return false;
+      is_staying = taken < kStay;
+    }
+    if (is_staying) {
+      relax();
+    } else {
+      sched_yield();
+    }
   }
 }
 
