@@ -98,6 +98,7 @@ def call_all(device, dtype, torch_dtype):
         BuildContext(SimpleNamespace(torch_device=torch.device("cpu"))),
     )
     call_attention(traits, context, dtype, torch_dtype)
+    call_latent_attention(traits, context, dtype, torch_dtype)
     linear_request = LinearRequest(role="x", in_features=4096, out_features=4096, dtype=dtype)
     linear = TritonLinearProvider(traits).build(linear_request, context)
     packed = linear.pack(LinearWeights(scheme=None, weight=new(4096, 4096)))
@@ -165,6 +166,43 @@ def call_attention(traits, context, dtype, torch_dtype):
                 impl.run_with_sinks(*tensors, new(32, kind=torch.float32))
                 if lengths == (300,):  # the same kernel serves decodes
                     impl.capture(tensors[0], kv, plan, new(32, kind=torch.float32))
+            else:
+                impl.run(*tensors)
+
+
+def call_latent_attention(traits, context, dtype, torch_dtype):
+    """Heads of DeepSeek-V2-Lite and DeepSeek-V2, whose decodes are cut otherwise."""
+    from chiplet_triton.attention.paged import TritonAttentionProvider
+
+    def new(*shape, kind=torch_dtype):
+        return torch.empty(shape, dtype=kind)
+
+    plain = KvSpec(num_kv_heads=1, head_dim=576, page_size=16, dtype=dtype, value_dim=512)
+    variants = [(plain, 16, {}), (plain, 128, {"softcap": 30.0, "has_sinks": True})]
+    if traits.has_fp8:
+        variants.append((replace(plain, coding=KvCoding.FP8), 128, {"has_tree": True}))
+    for spec, heads, others in variants:
+        request = AttentionRequest(
+            group="global",
+            num_heads=heads,
+            num_kv_heads=1,
+            head_dim=576,
+            scale=0.1,
+            dtype=dtype,
+            kv=spec,
+            **others,
+        )
+        impl = TritonAttentionProvider(traits).build(request, context)
+        (layout,) = impl.layouts()
+        kv = new(*layout.shape(spec, 4), kind=torch.uint8 if spec.coding else torch_dtype)
+        for lengths in ((1,), (300,)):
+            n = sum(lengths)
+            bits = new(n, 2, kind=torch.int32) if request.has_tree else None
+            plan = impl.plan(replace(batch(lengths), tree_bits=bits), layout)
+            row = new(n, 1, 576)
+            tensors = (new(n, heads, 576), row, row, kv, plan)
+            if request.has_sinks:
+                impl.run_with_sinks(*tensors, new(heads, kind=torch.float32))
             else:
                 impl.run(*tensors)
 

@@ -24,6 +24,7 @@ from chiplet.api import (
     Yes,
 )
 from chiplet_triton.attention.capture import MOST_CAPTURED, Capture
+from chiplet_triton.attention.latent import LatentAttention, refusal
 from chiplet_triton.attention.layout import ScalesBehindCodesLayout
 from chiplet_triton.attention.planning import StepPlan
 from chiplet_triton.attention.tiling import block_dim, decode_tiling, extend_tiling, num_splits
@@ -311,6 +312,7 @@ class TritonAttentionProvider:
             Feature.SINKS,
             Feature.TREE_MASK,
             Feature.CAPTURE,
+            Feature.LATENT_KV,
         }
     )
 
@@ -318,8 +320,12 @@ class TritonAttentionProvider:
         self._traits = traits
 
     def assess(self, request: AttentionRequest) -> Verdict:
-        """Yes for heads of up to 256."""
-        if request.head_dim > _MAX_HEAD_DIM:
+        """Yes for heads of up to 256, and for values of 512 in keys."""
+        is_latent = request.kv.value_dim is not None
+        no = refusal(request) if is_latent else None
+        if no is not None:
+            return no
+        if request.head_dim > _MAX_HEAD_DIM and not is_latent:
             return No.because(
                 "head_dim", f"heads of {request.head_dim}; served: up to {_MAX_HEAD_DIM}"
             )
@@ -336,6 +342,10 @@ class TritonAttentionProvider:
             return No.because("kv", text, "Give --page-size a multiple of 4.")
         return Yes(Tier.GENERIC, "split decode, flash chunks")
 
-    def build(self, request: AttentionRequest, context: BuildContext) -> PagedAttention:
+    def build(
+        self, request: AttentionRequest, context: BuildContext
+    ) -> PagedAttention | LatentAttention:
         """Kernels for the request's shapes; compiled at their first launch."""
+        if request.kv.value_dim is not None:
+            return LatentAttention(request, self._traits)
         return PagedAttention(request, self._traits)
