@@ -23,7 +23,6 @@ from chiplet.models.own_mappings import large_tensors_in_own_mappings
 from chiplet.models.registry import find_model, translated
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
 from chiplet.parallel.group import RankGroup
-from chiplet.parallel.one_program import one_program_topology, ranks_of_one_program
 from chiplet.plugins import (
     ChosenDevice,
     PendingDevice,
@@ -33,17 +32,28 @@ from chiplet.plugins import (
     begin_choice,
     discover,
 )
-from chiplet.plugins.agreement import Meeting, choose_together
+from chiplet.plugins.agreement import choose_together
 from chiplet.plugins.autotune.session import tuning
 from chiplet.plugins.self_check import SelfCheck
 from chiplet.resolution import resolve
 from chiplet.runner.batch_builder import BatchBuilder
 from chiplet.runner.executables import Executables
 from chiplet.runner.kv_pool import KvPool, allocate
+from chiplet.runner.peers import ALONE, Peers
 from chiplet.runner.runner import ModelRunner
 from chiplet.runner.sampler import Sampler
 from chiplet.runner.slots import SlotTables
 from chiplet.runner.step_function import StepFunction
+from chiplet.seats import (
+    UNACCOMPANIED,
+    Group,
+    Muster,
+    Seat,
+    connected,
+    gather,
+    group_maker,
+    take_seat,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +61,9 @@ class Assembly:
     """A model made for a device.
 
     Attributes:
+        seat: of this process among the ranks.
+        share: the part of a shared device that it has, for people; empty if it is not shared.
+        group: of all ranks, connected unless nobody was to be asked.
         make_parts: makes model and sampler once more, with what the selector answers then.
         model: without weights, until they are loaded.
     """
@@ -60,6 +73,9 @@ class Assembly:
     chosen: ChosenDevice
     checkpoint: Checkpoint
     selector: Selector
+    seat: Seat
+    share: str
+    group: Group
     make_parts: Callable[[], tuple[CausalLM, Sampler]]
     model: CausalLM
     sampler: Sampler
@@ -76,64 +92,87 @@ class Assembly:
 
 
 def assemble(
-    config: EngineConfig, choice: PendingDevice | None = None, meeting: Meeting | None = None
+    config: EngineConfig, choice: PendingDevice | None = None, muster: Muster = UNACCOMPANIED
 ) -> Assembly:
     """Find plugins, device and checkpoint, and make the model without weights.
 
     Args:
-        config: all settings.
+        config: all settings; of a rank other than 0, as rank 0 has resolved them.
         choice: of the device, if it has begun.
-        meeting: with the other ranks, if there are any: all choose what rank 0 chooses.
+        muster: brings this process to its seat among the ranks, if there are several.
 
     Raises:
         ConfigError: a setting, the checkpoint or a plugin is wrong.
     """
     choice = choice or begin_choice(discover(config.device), config.device)
     plugins, chosen = choice.plugin_set, choice.finish()
+    share = gather(muster, chosen.platform, config.device.tensor_parallel_size)
     chosen.platform.activate()
     path = resolve_model(config.model.model)
     checkpoint = open_checkpoint(path, config.model.load_format, plugin_readers(plugins))
-    config = resolve(
-        apply_proposals(config, plugins, chosen.probe),
-        checkpoint.config,
-        dtypes=chosen.platform.supported_dtypes(),
-        states_dtype=not has_blocks(checkpoint),
-    )
-    num_ranks = config.device.tensor_parallel_size
-    topology = one_program_topology(num_ranks)
+    if muster.rank == 0:
+        config = resolve(
+            apply_proposals(config, plugins, chosen.probe),
+            checkpoint.config,
+            dtypes=chosen.platform.supported_dtypes(),
+            states_dtype=not has_blocks(checkpoint),
+        )
+    seat = take_seat(muster, config, chosen, checkpoint.config)
     with tuning(plugins, chosen, config.device.autotune) as tuner:
         judge = SelfCheck(chosen.platform) if config.device.self_check else None
-        selector = Selector(plugins, chosen, config.device, topology, judge=judge, tuner=tuner)
+        selector = Selector(plugins, chosen, config.device, seat.topology, judge=judge, tuner=tuner)
         if isinstance(chosen.platform, CompilingPlatform):
+            num_ranks = config.device.tensor_parallel_size
             compiler = selector.compiler(CompilationRequest(num_ranks=num_ranks))
             chosen.platform.compile_with(compiler)
-        ranks = ranks_of_one_program(
-            chosen.platform, topology, selector.communicator, Dtype(config.model.dtype)
+        make_group = group_maker(
+            seat, selector, chosen.platform, config, checkpoint.config, step_limits(config)
         )
-        context = _layer_context(config, plugins, checkpoint, selector, chosen.platform, ranks)
         model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)
 
-        def make_parts() -> tuple[CausalLM, Sampler]:
-            sampler = Sampler(selector, Dtype(config.model.dtype))
+        def make_parts(ranks: RankGroup) -> tuple[CausalLM, Sampler]:
+            context = _layer_context(config, plugins, checkpoint, selector, chosen.platform, ranks)
+            sampler = Sampler(selector, Dtype(config.model.dtype), ranks)
             model = model_class(checkpoint.config, context)
             check_groups(model.attention_layers())
             return model, sampler
 
-        if meeting is None:
-            model, sampler = make_parts()
-            selector.check_plan_file()
-        else:
-            model, sampler = choose_together(selector, meeting, make_parts)
+        group, (model, sampler) = _choose(seat, selector, chosen.platform, make_group, make_parts)
     return Assembly(
         config=config,
         plugins=plugins,
         chosen=chosen,
         checkpoint=checkpoint,
         selector=selector,
-        make_parts=make_parts,
+        seat=seat,
+        share=share,
+        group=group,
+        make_parts=partial(make_parts, group.ranks),
         model=model,
         sampler=sampler,
     )
+
+
+def _choose(
+    seat: Seat,
+    selector: Selector,
+    platform: Platform,
+    make_group: Callable[[], Group],
+    make_parts: Callable[[RankGroup], tuple[CausalLM, Sampler]],
+) -> tuple[Group, tuple[CausalLM, Sampler]]:
+    """Group, model and sampler of what is chosen, by all ranks alike, and connected."""
+
+    def make() -> tuple[Group, tuple[CausalLM, Sampler]]:
+        group = make_group()
+        return group, make_parts(group.ranks)
+
+    if seat.meeting is None:
+        made = make()
+        selector.check_plan_file()
+        return made
+    before, parts = choose_together(selector, seat.meeting, make)
+    group = connected(before, seat, selector, platform)
+    return group, parts if group is before else make_parts(group.ranks)
 
 
 def plugin_readers(plugins: PluginSet) -> Readers:
@@ -209,14 +248,17 @@ def make_tables(parts: Assembly, num_pages: int) -> tuple[KvPool, SlotTables]:
     return kv, tables
 
 
-def make_runner(parts: Assembly, kv: KvPool, tables: SlotTables) -> ModelRunner:
+def make_runner(
+    parts: Assembly, kv: KvPool, tables: SlotTables, peers: Peers = ALONE
+) -> ModelRunner:
     """A runner on existing pages and tables; nothing is prepared yet.
 
     Raises:
         ConfigError: the device cannot run such steps.
     """
-    cache, schedule = parts.config.cache, parts.config.schedule
-    builder = BatchBuilder(tables, page_size=cache.page_size, padding_page=kv.padding_page)
+    builder = BatchBuilder(
+        tables, page_size=parts.config.cache.page_size, padding_page=kv.padding_page
+    )
     function = StepFunction(
         parts.model,
         parts.sampler,
@@ -225,15 +267,28 @@ def make_runner(parts: Assembly, kv: KvPool, tables: SlotTables) -> ModelRunner:
         builder=builder,
         platform=parts.platform,
     )
-    limits = StepLimits(
+    executables = Executables(
+        function,
+        parts.platform,
+        step_limits(parts.config),
+        is_eager=parts.config.device.eager or bool(parts.group.eager_because),
+        peers=peers,
+    )
+    return ModelRunner(
+        executables, platform=parts.platform, tables=tables, builder=builder, peers=peers
+    )
+
+
+def step_limits(config: EngineConfig) -> StepLimits:
+    """The largest steps that the scheduler may ask for."""
+    schedule = config.schedule
+    return StepLimits(
         max_tokens=schedule.chunked_prefill_size + schedule.max_running_requests,
         max_requests=schedule.max_running_requests,
-        max_pages=_max_pages(parts.config),
+        max_pages=_max_pages(config),
         max_prompt_rows=schedule.chunked_prefill_size,
-        page_size=cache.page_size,
+        page_size=config.cache.page_size,
     )
-    executables = Executables(function, parts.platform, limits, is_eager=parts.config.device.eager)
-    return ModelRunner(executables, platform=parts.platform, tables=tables, builder=builder)
 
 
 def _max_pages(config: EngineConfig) -> int:
@@ -248,7 +303,8 @@ def _fill(parts: Assembly, targets: WeightMap) -> None:
     if parts.checkpoint.is_dummy:
         fill_with_random(parts.model, targets, dtype=dtype, device=device)
         return
-    progress = _progress_bar("Loading weights", weight_bytes(parts.model, dtype))
+    is_shown = parts.seat.topology.local_ranks[0] == 0
+    progress = _progress_bar("Loading weights", weight_bytes(parts.model, dtype), is_shown=is_shown)
     with large_tensors_in_own_mappings(), progress as advance:
         load_weights(
             parts.model,
@@ -261,13 +317,15 @@ def _fill(parts: Assembly, targets: WeightMap) -> None:
 
 
 @contextmanager
-def _progress_bar(title: str, total_bytes: int) -> Generator[Callable[[int], None]]:
+def _progress_bar(
+    title: str, total_bytes: int, *, is_shown: bool
+) -> Generator[Callable[[int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not is_shown) as progress:
         task = progress.add_task(title, total=total_bytes)
         yield lambda num_bytes: progress.advance(task, num_bytes)

@@ -222,7 +222,7 @@ class DeviceOptions:
     )
     tensor_parallel_size: int = _option(
         1,
-        "Devices that share the model, each with a slice of every layer.",
+        "Devices, or parts of one, that share the model, each with a slice of every layer.",
         minimum=1,
         maximum=4096,
     )

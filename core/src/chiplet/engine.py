@@ -56,12 +56,48 @@ class Recovery(Protocol):
         ...
 
 
+class Others(Protocol):
+    """Other processes that steps run in; `chiplet.ranks.company.Company` is one."""
+
+    def lost(self) -> EngineError | None:
+        """Why no step can run any more, though none has failed. Never blocks for long."""
+        ...
+
+    def end(self) -> None:
+        """End them; may be repeated."""
+        ...
+
+
+class _Nobody:
+    def lost(self) -> EngineError | None:
+        return None
+
+    def end(self) -> None:
+        pass
+
+
+NOBODY = _Nobody()
+
+
 class Engine:
     """Drives a scheduler and a runner, one step ahead of the device."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, recovery: Recovery | None = None
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        recovery: Recovery | None = None,
+        others: Others = NOBODY,
     ) -> None:
+        """Drive them.
+
+        Args:
+            scheduler: who runs when.
+            runner: runs plans.
+            recovery: mends what a step breaks.
+            others: what steps need beside this process.
+        """
+        self._others = others
         self._scheduler = scheduler
         self._runner = runner
         self._recovery = recovery
@@ -79,7 +115,12 @@ class Engine:
     def has_work(self) -> bool:
         """Some request has not ended, or an output or a failure is not yet dealt with."""
         is_failing = self._failure is not None or self._fault is not None
-        return is_failing or self._scheduler.has_work or bool(self._outputs)
+        return (
+            is_failing
+            or self._others.lost() is not None
+            or self._scheduler.has_work
+            or bool(self._outputs)
+        )
 
     def stats(self) -> SchedulerStats:
         """Counts at this moment."""
@@ -98,6 +139,10 @@ class Engine:
         output = self._scheduler.abort(request_id)
         if output is not None:
             self._outputs.append(output)
+
+    def close(self) -> None:
+        """End what steps needed beside this process; again is harmless."""
+        self._others.end()
 
     def take_news(self) -> list[Mended]:
         """What has been mended since the last call."""
@@ -126,6 +171,7 @@ class Engine:
         """
         if self._failure is not None:
             self._look_into(self._failure)
+        self._fault = self._fault or self._others.lost()
         if self._fault is not None:
             if self._outputs:
                 return self._take_outputs()

@@ -90,13 +90,15 @@ class EngineError(ChipletError):
     Attributes:
         deny: implementations to blame, as `--deny` takes them; an engine that is started again
             does without them.
+        is_crash: something broke down; not so if a process was ended from outside.
     """
 
     code = "engine_error"
 
-    def __init__(self, message: str, *, deny: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, *, deny: tuple[str, ...] = (), is_crash: bool = True) -> None:
         super().__init__(message)
         self.deny = deny
+        self.is_crash = is_crash
 
 
 class EngineRestarted(EngineError):

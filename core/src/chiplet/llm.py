@@ -74,6 +74,7 @@ class LLM:
             # Nobody is to be told to come back later: offline, any number may wait.
             config = config.replacing("schedule.max_queued_requests", sys.maxsize)
             engine, self._facts = worker.start(config, choice)
+            at_failure.callback(engine.close)
             self._at_end = at_failure.pop_all()
         self._engine: Engine | None = engine
         self._open_answers: dict[str, OpenAnswer] = {}

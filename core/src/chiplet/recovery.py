@@ -45,9 +45,10 @@ class Recovery:
 
     def recover(self, error: Exception) -> Mended | None:
         """Mend what a step's error shows to be broken; see `chiplet.engine.Recovery`."""
-        failed = self._failed(error)
+        failed = _failed(error, self._parts.selector.bound)
         if isinstance(error, EngineError):
-            raise EngineError(str(error), deny=_denials(failed)) from error
+            deny = error.deny or _denials(failed)
+            raise EngineError(str(error), deny=deny, is_crash=error.is_crash) from error
         fault = _device_fault(self._parts.platform)
         if fault:
             raise EngineError(
@@ -58,17 +59,6 @@ class Recovery:
         if failed is None or failed.seat.candidate.plugin.is_core:
             return None
         return self._do_without(failed, f"raised {type(error).__name__}: {error}")
-
-    def _failed(self, error: Exception) -> Bound | None:
-        if isinstance(error, _NOBODYS_FAULT):
-            return None
-        cause: BaseException | None = error
-        while cause is not None:
-            found = blame(cause, self._parts.selector.bound)
-            if found is not None:
-                return found
-            cause = cause.__cause__
-        return None
 
     def _do_without(self, failed: Bound, reason: str) -> Mended | None:
         what = f"{failed.operation}: provider {failed.seat.candidate.name}"
@@ -100,6 +90,29 @@ class Recovery:
         self._tables.state = self._tables.state._replace(kv=self._kv.layers)
         self._runner = make_runner(self._parts, self._kv, self._tables)
         self._runner.prepare(in_background=not self._parts.config.device.prepare_first)
+
+
+def denials_of(error: BaseException, bound: Sequence[Bound]) -> tuple[str, ...]:
+    """Whom a step's error shows to blame, as `--deny` takes them.
+
+    Args:
+        error: what the step raised.
+        bound: the implementations in use.
+    """
+    return _denials(_failed(error, bound))
+
+
+def _failed(error: BaseException, bound: Sequence[Bound]) -> Bound | None:
+    """The implementation to blame, if it is anybody's fault."""
+    if isinstance(error, _NOBODYS_FAULT):
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        found = blame(cause, bound)
+        if found is not None:
+            return found
+        cause = cause.__cause__
+    return None
 
 
 def _denials(failed: Bound | None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from chiplet.api.communication import (
     CommunicationRequest,
     Communicator,
     GroupKind,
+    SharedPlatform,
     SpmdPlatform,
     Topology,
 )
@@ -163,6 +164,7 @@ __all__ = [
     "QuantizationFormat",
     "Reason",
     "Reference",
+    "SharedPlatform",
     "SpmdPlatform",
     "Sampling",
     "ShapeBucket",

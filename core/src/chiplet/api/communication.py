@@ -187,3 +187,24 @@ class SpmdPlatform(Protocol):
         the program. Never called for fewer tensors than ranks. May take over the tensors.
         """
         ...
+
+
+@runtime_checkable
+class SharedPlatform(Protocol):
+    """What a platform adds one of whose devices several ranks share, each a process of its own.
+
+    Of any other platform each rank takes a device: the one that the user named, and those after it.
+    """
+
+    def take_share(self, rank: int, num_ranks: int) -> str:
+        """Keep to one rank's part of the device from now on; called once, before `activate`.
+
+        `memory` counts this part alone, or an equal part of what all ranks have together.
+
+        Returns:
+            What it is, for people, like '16 cores of node 0'.
+
+        Raises:
+            ValueError: the device cannot be shared so; the message says what is allowed.
+        """
+        ...

@@ -8,6 +8,7 @@ attention 1.1: `Part`. 1.2: `tree_bits`, `CapturingAttention`, `KvSpec.value_dim
 linear 1.1: `LinearRequest.is_gated` and `GatedLinear`, for gates applied by the product itself.
 ops 1.1: `Op.MASK_TOKENS`, for grammars.
 moe 1.1: `MoeRequest.scheme` and coded `ExpertWeights`, for quantized experts.
+communication 1.1: `SharedPlatform`, for devices that several ranks share.
 models 1.1: `chiplet.modeling.AttentionVariant`, for scales, softcaps, sinks and groups.
 models 1.2: `LayerContext.gating` and `Linear.gated`, for outputs of which half gates the other.
 models 1.3: `AttentionVariant.value_dim`, groups and scale of `ExpertsConfig`, YaRN.
@@ -20,7 +21,7 @@ INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
     "attention": (1, 2),
     "linear": (1, 1),
     "ops": (1, 1),
-    "communication": (1, 0),
+    "communication": (1, 1),
     "compilation": (1, 0),
     "moe": (1, 1),
     "models": (1, 3),

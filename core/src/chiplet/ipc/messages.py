@@ -132,6 +132,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
         banner: lines for the person who started the server.
         plan: who serves each operation, for `/debug/plan`.
         in_use: whom a restarted engine may do without.
+        ranks: where each rank is, for people; empty if there is one.
     """
 
     model_name: str
@@ -141,6 +142,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
     banner: tuple[str, ...]
     plan: dict[str, Any]
     in_use: tuple[InUse, ...] = ()
+    ranks: tuple[str, ...] = ()
 
 
 class DetokenizerReady(msgspec.Struct, frozen=True, tag=True, array_like=True):

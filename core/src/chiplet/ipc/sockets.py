@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -35,10 +35,16 @@ class HasFileno(Protocol):
 class Outbox:
     """Sends messages to one `Inbox`; never blocks, also while nobody listens yet."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encode: Callable[[Any], Any] | None = None) -> None:
+        """Connect.
+
+        Args:
+            path: where the inbox is, or will be.
+            encode: what stands in a message for a value of a type that msgspec does not know.
+        """
         self._socket = _open(zmq.Context.instance(), zmq.PUSH)
         self._socket.connect(_address(path))
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=encode)
 
     def send(self, *messages: msgspec.Struct) -> None:
         """Queue messages: all of them, or none if one cannot be encoded."""
@@ -53,22 +59,41 @@ class Outbox:
 class Inbox(Generic[M]):
     """Receives the messages of one type (or union) that any number of senders send here."""
 
-    def __init__(self, path: Path, messages: Any) -> None:
+    def __init__(
+        self, path: Path, messages: Any, decode: Callable[[type, Any], Any] | None = None
+    ) -> None:
+        """Be ready to receive.
+
+        Args:
+            path: of the socket, which is made.
+            messages: their type.
+            decode: makes a value of a type that msgspec does not know of what stands for it.
+        """
         self._socket = _open(zmq.Context.instance(), zmq.PULL)
         self._socket.bind(_address(path))
         os.chmod(path, SOCKET_MODE)
-        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(
+            messages, dec_hook=decode
+        )
 
     def receive(self) -> M:
         """The next message; blocks until there is one."""
         return self._decoder.decode(self._socket.recv())
 
-    def wait(self, other: HasFileno, *, limit_s: float | None = None) -> None:
-        """Block until a message has come, something else can be read from, or time is over."""
+    def has_come(self, limit_s: float) -> bool:
+        """Whether there is a message; blocks until there is one, or time is over."""
+        return bool(self._socket.poll(round(1000 * limit_s)))
+
+    def wait(self, other: HasFileno, *, limit_s: float | None = None) -> bool:
+        """Block until a message has come or something else can be read from.
+
+        Returns:
+            False if time is over.
+        """
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(other.fileno(), zmq.POLLIN)
-        poller.poll(None if limit_s is None else max(1, round(1000 * limit_s)))
+        return bool(poller.poll(None if limit_s is None else max(1, round(1000 * limit_s))))
 
     def pending(self) -> Iterator[M]:
         """The messages that have arrived already; never blocks."""

@@ -50,6 +50,16 @@ class RankGroup:
         slices = self.communicator.all_gather(x)  # [size, num_rows, width]
         return slices.transpose(0, 1).flatten(1)
 
+    def agreed(self, x: Tensor) -> Tensor:
+        """What rank 0 has, where ranks are processes that might have come to something else.
+
+        Shapes: that of `x`.
+        """
+        if not self.is_shared or len(self.local_ranks) == self.size:
+            return x
+        assert self.communicator is not None
+        return self.communicator.broadcast(x, 0)
+
     def join(self, shards: Sequence[Any]) -> Any:
         """What each local rank holds, as one value that stands for all of them.
 

@@ -37,16 +37,12 @@ def ranks_of_one_program(
         dtype: of activations.
 
     Raises:
-        ConfigError: the platform drives one device only, or has too few.
+        ConfigError: the platform has too few devices.
     """
     if topology.world_size == 1:
         return ONE_RANK
-    if not isinstance(platform, SpmdPlatform):
-        raise ConfigError(
-            f"tensor-parallel-size is {topology.world_size}; the device '{platform.name}' serves "
-            "one rank per process, and several processes are not served yet.",
-            remedy="Leave --tensor-parallel-size out.",
-        )
+    # Ranks of other platforms are processes; see `chiplet.seats`.
+    assert isinstance(platform, SpmdPlatform)
     try:
         platform.span(topology.world_size)
     except ValueError as error:

@@ -91,6 +91,25 @@ def share(count: int, size: int, what: str) -> int:
     return count // size
 
 
+def check_heads(num_heads: int, num_kv_heads: int, size: int) -> None:
+    """Refuse a number of ranks among which a model's heads cannot be shared out.
+
+    Raises:
+        ConfigError: with the numbers that are allowed.
+    """
+    allowed = [
+        each
+        for each in range(1, num_heads + 1)
+        if num_heads % each == 0 and (num_kv_heads % each == 0 or each % num_kv_heads == 0)
+    ]
+    if size not in allowed:
+        raise ConfigError(
+            f"tensor-parallel-size is {size}; the model's {num_heads} attention heads with "
+            f"{num_kv_heads} key heads can be shared by {', '.join(map(str, allowed))} ranks.",
+            remedy="Give --tensor-parallel-size one of these.",
+        )
+
+
 def share_or_repeat(count: int, size: int, what: str) -> int:
     """How many of `count` things each rank holds; if there are fewer than ranks, ranks share one.
 

@@ -170,11 +170,14 @@ class Selector:
         """The implementation that serves a linear layer."""
         return self._answer(request)
 
-    def serves(self, request: LinearRequest) -> bool:
-        """Whether somebody would serve a linear layer better than the reference does."""
+    def serves(self, request: LinearRequest | CommunicationRequest) -> bool:
+        """Whether somebody would serve a linear layer better than the reference does.
+
+        Of collectives: whether somebody would at all.
+        """
         contest = self._open_contest(request)
         willing = contest.willing()
-        if contest.pin is not None:
+        if contest.pin is not None or isinstance(request, CommunicationRequest):
             return bool(willing)
         return any(not candidate.plugin.is_core for candidate, _ in willing)
 

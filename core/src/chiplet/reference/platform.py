@@ -26,13 +26,26 @@ class ReferencePlatform:
     torch_device = torch.device("cpu")
     execution = Execution.OP
 
+    def __init__(self) -> None:
+        self._num_ranks = 1
+        self._num_threads: int | None = None
+
+    def take_share(self, rank: int, num_ranks: int) -> str:
+        """Threads and memory, in equal parts."""
+        self._num_ranks = num_ranks
+        self._num_threads = max(1, torch.get_num_threads() // num_ranks)
+        return f"{self._num_threads} threads"
+
     def activate(self) -> None:
-        """Nothing to do: torch's own thread count stands."""
+        """Torch's own thread count stands, unless ranks share it out."""
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)
 
     def memory(self) -> MemoryInfo:
         """Main memory; limits of a container are not looked at."""
         memory = psutil.virtual_memory()
-        return MemoryInfo(free_bytes=memory.available, total_bytes=memory.total)
+        parts = self._num_ranks
+        return MemoryInfo(free_bytes=memory.available // parts, total_bytes=memory.total // parts)
 
     def supported_dtypes(self) -> tuple[str, ...]:
         """All; float32 needs no conversion."""

@@ -25,6 +25,7 @@ from chiplet.api import (
     StepOutputs,
 )
 from chiplet.errors import ConfigError, EngineError
+from chiplet.runner.peers import ALONE, Peers
 from chiplet.runner.step_function import StepFunction
 
 _log = logging.getLogger(__name__)
@@ -46,15 +47,22 @@ class Executables:
     """Executables by bucket. One thread launches; another may prepare at the same time."""
 
     def __init__(
-        self, function: StepFunction, platform: Platform, limits: StepLimits, *, is_eager: bool
+        self,
+        function: StepFunction,
+        platform: Platform,
+        limits: StepLimits,
+        *,
+        is_eager: bool,
+        peers: Peers = ALONE,
     ) -> None:
-        """Know the buckets; nothing is prepared yet.
+        """Know the buckets; nothing is prepared yet, and the peers prepare the same ones.
 
         Raises:
             ConfigError: eager steps are wanted where there are none, or a step has no bucket.
         """
         self._function = function
         self._platform = platform
+        self._peers = peers
         self._is_compiled = platform.execution is Execution.STEP
         if is_eager and self._is_compiled:
             raise ConfigError(
@@ -79,7 +87,8 @@ class Executables:
         self._to_prepare = buckets
         self._by_size = sorted(buckets, key=_size)
         self._ready: dict[ShapeBucket, Executable] = {}
-        self._failed: set[ShapeBucket] = set()
+        # And why.
+        self._failed: dict[ShapeBucket, str] = {}
         self._told: set[str] = set()
         self._remembered: dict[ShapeBucket, Executable] = {}
         self._is_retired = False
@@ -112,6 +121,16 @@ class Executables:
         if known is None:
             known = self._choose(shape)
         return known
+
+    def given(self, bucket: ShapeBucket) -> Executable:
+        """The executable for a bucket that rank 0 has found; as it is if it is not ready."""
+        self._num_launches += 1
+        return self._ready.get(bucket) or self._function.exactly(bucket)
+
+    def prepare_one(self, bucket: ShapeBucket) -> str:
+        """Have the platform prepare a bucket; why it could not, or an empty text."""
+        self._prepare(bucket)
+        return "" if bucket in self._ready else self._failed[bucket]
 
     def prepare(self, *, in_background: bool) -> None:
         """Have the platform prepare its buckets, in its order."""
@@ -210,24 +229,32 @@ class Executables:
             if self._is_retired or bucket in self._ready or bucket in self._failed:
                 return
             try:
-                step = self._function.for_bucket(bucket)
-                storages = tuple(step.storages.values())
-                for storage in storages:
-                    storage.update(step.padding().arrays)
-                executable = self._platform.prepare(step)
+                wait_for_peers = self._peers.prepare(bucket)
+                try:
+                    executable = self._made(bucket)
+                finally:
+                    wait_for_peers()
             except Exception as error:
-                self._failed.add(bucket)
-                self._tell(bucket, error)
+                self._failed[bucket] = self._tell(bucket, error)
             else:
-                self._ready[bucket] = _Planned(executable, storages) if storages else executable
+                self._ready[bucket] = executable
 
-    def _tell(self, bucket: ShapeBucket, error: Exception) -> None:
-        """One line per reason: what fails in one bucket mostly fails in all."""
+    def _made(self, bucket: ShapeBucket) -> Executable:
+        step = self._function.for_bucket(bucket)
+        storages = tuple(step.storages.values())
+        for storage in storages:
+            storage.update(step.padding().arrays)
+        executable = self._platform.prepare(step)
+        return _Planned(executable, storages) if storages else executable
+
+    def _tell(self, bucket: ShapeBucket, error: Exception) -> str:
+        """Log the reason and give it; once each: what fails in one bucket mostly fails in all."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         level = logging.DEBUG if reason in self._told else logging.WARNING
         self._told.add(reason)
         trace = error if _log.isEnabledFor(logging.DEBUG) else None
         _log.log(level, "%s cannot be prepared: %s", bucket, reason, exc_info=trace)
+        return reason
 
 
 def _retire_at_exit(retire: weakref.WeakMethod[Callable[[], None]]) -> None:

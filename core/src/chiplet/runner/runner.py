@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from chiplet.api import Event, Logprobs, Platform, StepOutputs
+from chiplet.api import Event, Executable, Logprobs, Platform, ShapeBucket, StepOutputs
 from chiplet.errors import EngineError
 from chiplet.runner.batch_builder import BatchBuilder
 from chiplet.runner.executables import Executables
+from chiplet.runner.peers import ALONE, Peers
 from chiplet.runner.slots import SlotTables
 from chiplet.step import LogprobRows, StepPlan, StepResult
 
@@ -23,11 +24,13 @@ class ModelRunner:
         platform: Platform,
         tables: SlotTables,
         builder: BatchBuilder,
+        peers: Peers = ALONE,
     ) -> None:
         self._executables = executables
         self._platform = platform
         self._tables = tables
         self._builder = builder
+        self._peers = peers
 
     def prepare(self, *, in_background: bool) -> None:
         """Have the platform prepare its buckets, now or while steps run."""
@@ -37,15 +40,33 @@ class ModelRunner:
         """Prepare no more; waits for what is being prepared. No step may be launched afterwards."""
         self._executables.retire()
 
+    def prepare_one(self, bucket: ShapeBucket) -> str:
+        """Have the platform prepare a bucket; why it could not, or an empty text."""
+        return self._executables.prepare_one(bucket)
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Start one step and return without waiting for the device."""
         with self._executables.launching():
-            self._tables.admit(plan.admissions)
-            self._tables.update_pages(plan.page_updates)
+            self._take(plan)
             executable = self._executables.find(self._builder.shape(plan))
-            outputs = executable.launch(self._builder.build(plan, executable.bucket))
-            return LaunchedStep(plan, executable.bucket.num_requests, outputs, self._platform)
+            self._peers.launch(plan, executable.bucket)
+            return self._started(plan, executable)
+
+    @torch.inference_mode()
+    def launch_in(self, plan: StepPlan, bucket: ShapeBucket) -> LaunchedStep:
+        """Start a step in the bucket that rank 0 has found for it."""
+        with self._executables.launching():
+            self._take(plan)
+            return self._started(plan, self._executables.given(bucket))
+
+    def _take(self, plan: StepPlan) -> None:
+        self._tables.admit(plan.admissions)
+        self._tables.update_pages(plan.page_updates)
+
+    def _started(self, plan: StepPlan, executable: Executable) -> LaunchedStep:
+        outputs = executable.launch(self._builder.build(plan, executable.bucket))
+        return LaunchedStep(plan, executable.bucket.num_requests, outputs, self._platform)
 
 
 class LaunchedStep:

@@ -18,6 +18,7 @@ from chiplet.api import (
     StepOutputs,
 )
 from chiplet.layers.bindings import Bindings
+from chiplet.parallel.group import ONE_RANK, RankGroup
 from chiplet.sampling_params import MAX_LOGPROBS
 
 _PROMPT_ROWS = 64
@@ -27,8 +28,15 @@ _PROMPT_ROWS = 64
 class Sampler:
     """Penalties, bias, filters and the draw, in this order, through bound operations."""
 
-    def __init__(self, bindings: Bindings, dtype: Dtype) -> None:
-        """Bind the operations; `dtype` is the type of the model's logits."""
+    def __init__(self, bindings: Bindings, dtype: Dtype, ranks: RankGroup = ONE_RANK) -> None:
+        """Bind the operations.
+
+        Args:
+            bindings: gives each operation its implementation.
+            dtype: the type of the model's logits.
+            ranks: those that pick the same tokens.
+        """
+        self._ranks = ranks
 
         def op(name: Op, dtype: Dtype = Dtype.FLOAT32):
             return bindings.op(OpRequest(op=name, dtype=dtype))
@@ -62,6 +70,7 @@ class Sampler:
         else:
             rows = rows.float()
             token_ids = self._draw(rows, inputs, state, bucket.sampling)
+        token_ids = self._ranks.agreed(token_ids)
         state.last_tokens.index_put_((inputs.slots,), token_ids)
         if Sampling.PENALTIES in bucket.sampling:
             ones = torch.ones_like(inputs.slots)

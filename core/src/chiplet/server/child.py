@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
-import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
 
 from chiplet.errors import ChipletError, ConfigError, EngineError
 from chiplet.ipc.messages import ChildSettings, Failed
+from chiplet.ipc.process_ends import end_with_parent, read_settings
 
 DETOKENIZER_SOCKET = "detokenizer.sock"
 ENGINE_SOCKET = "engine.sock"
@@ -29,8 +27,6 @@ STACK_SIGNAL = signal.SIGUSR1
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STDIN = 0
-_READ_BYTES = 1 << 16
-_PR_SET_PDEATHSIG = 1
 
 
 def begin_child() -> ChildSettings:
@@ -40,14 +36,8 @@ def begin_child() -> ChildSettings:
     its end is the parent's end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        data = os.read(STDIN, _READ_BYTES)
-        if not data:
-            raise SystemExit("This program is started by 'chiplet serve', not by hand.")
-        line += data
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    _end_with_parent_at_once()
+    line = read_settings(STDIN)
+    end_with_parent(STDIN, at_once=True)
     settings = msgspec.json.decode(line, type=ChildSettings)
     configure_logging(settings.config.log.log_level)
     return settings
@@ -75,7 +65,7 @@ def explain_failure(error: Exception) -> Failed:
     if isinstance(error, ConfigError):
         return Failed(error.problem, error.remedy)
     if isinstance(error, EngineError):
-        return Failed(str(error), deny=error.deny, is_crash=True)
+        return Failed(str(error), deny=error.deny, is_crash=error.is_crash)
     if isinstance(error, ChipletError):
         return Failed(str(error))
     logging.getLogger(__name__).debug("What ended this process:", exc_info=error)
@@ -83,17 +73,3 @@ def explain_failure(error: Exception) -> Failed:
         f"The engine failed: {type(error).__name__}: {error}",
         "See the traceback with '--log-level debug'.",
     )
-
-
-def _end_with_parent() -> None:
-    while os.read(STDIN, _READ_BYTES):
-        pass
-    os._exit(1)
-
-
-def _end_with_parent_at_once() -> None:
-    # The thread above needs the interpreter, which a long native call may hold; the kernel does
-    # not. Only Linux has this.
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

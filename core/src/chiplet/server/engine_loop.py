@@ -42,6 +42,9 @@ from chiplet.server.termination import Terminated, Termination
 STATS_INTERVAL_S = 0.1
 """Statistics of a busy engine are sent at most this often."""
 
+IDLE_LOOK_S = 1.0
+"""An idle engine is asked so often whether it still can work."""
+
 _SLICE_S = 0.001
 """While arrivals are waited for, the engine is asked so often whether it still has time."""
 
@@ -191,7 +194,7 @@ class EngineLoop:
         self._send_stats()
         while True:
             if not self.engine.has_work:
-                self.sockets.inbox.wait(self.termination)
+                self._wait_for_work()
             self._take_arrivals()
             outputs = self.engine.step() if self.engine.has_work else []
             for each in self.engine.take_news():
@@ -199,6 +202,13 @@ class EngineLoop:
             # Statistics go first: whoever has seen an answer's end finds it counted.
             self._send_stats()
             self._send_tokens(outputs)
+
+    def _wait_for_work(self) -> None:
+        """Block until something has come, or an idle engine has lost what it needs."""
+        inbox = self.sockets.inbox
+        while not inbox.wait(self.termination, limit_s=IDLE_LOOK_S):
+            if self.engine.has_work:
+                return
 
     def _take_arrivals(self) -> None:
         """Take what has come, and what comes until the next step should be launched."""

@@ -27,6 +27,7 @@ def start_engine(at_end: ExitStack, config: EngineConfig) -> tuple[ServedEngine,
     from chiplet import worker  # noqa: PLC0415
 
     engine, facts = worker.start(config, choice)
+    at_end.callback(engine.close)
     gc.freeze()
     gc.enable()
     ready = EngineReady(
@@ -37,6 +38,7 @@ def start_engine(at_end: ExitStack, config: EngineConfig) -> tuple[ServedEngine,
         banner=facts.banner,
         plan=facts.plan,
         in_use=facts.in_use,
+        ranks=facts.ranks,
     )
     return engine, ready
 

@@ -34,6 +34,7 @@ class HealthReport(msgspec.Struct, frozen=True):
         restarts: how often the engine was started again.
         denied: implementations that restarted engines do without, as `--deny` takes them.
         events: what failed and what was done about it, oldest first.
+        ranks: where each rank of the engine is; empty if there is one.
     """
 
     status: EngineStatus
@@ -41,6 +42,7 @@ class HealthReport(msgspec.Struct, frozen=True):
     restarts: int
     denied: tuple[str, ...]
     events: tuple[str, ...]
+    ranks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Health:
     status: EngineStatus = EngineStatus.STARTING
     restarts: int = 0
     denied: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
     _events: list[str] = field(default_factory=list[str])
     _sign_s: float = 0.0
 
@@ -73,7 +76,8 @@ class Health:
     def report(self, *, is_busy: bool) -> HealthReport:
         """All of it at this moment."""
         silent_s = round(self.silent_s(), 1) if is_busy else 0.0
-        return HealthReport(self.status, silent_s, self.restarts, self.denied, tuple(self._events))
+        events = tuple(self._events)
+        return HealthReport(self.status, silent_s, self.restarts, self.denied, events, self.ranks)
 
 
 async def wait_silence(health: Health, limit_s: float, num_open: Callable[[], int]) -> str:

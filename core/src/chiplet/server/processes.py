@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from chiplet.config import EngineConfig
 from chiplet.crash import place_of
 from chiplet.errors import ConfigError
 from chiplet.ipc.messages import ChildSettings, Failed, ToServer
+from chiplet.ipc.process_ends import CRASHES, describe_exit
 from chiplet.ipc.sockets import MAX_SOCKET_PATH_BYTES, AsyncInbox, Outbox
 from chiplet.server.child import (
     DETOKENIZER_SOCKET,
@@ -48,9 +48,6 @@ _ONE_THREAD: Mapping[str, str] = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
 )
 """For the detokenizer: its libraries would start a thread for each core, for work it never has."""
-
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
-"""Signals that a process brings on itself; any other comes from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +82,8 @@ class Generation:
             for name, child in self._children.items():
                 code = child.poll()
                 if code is not None:
-                    text = f"The {name} process ended with {_describe(code)}."
-                    return Failed(text, is_crash=name == "engine" and -code in _CRASHES)
+                    text = f"The {name} process ended with {describe_exit(code)}."
+                    return Failed(text, is_crash=name == "engine" and -code in CRASHES)
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
     def last_stack(self) -> str:
@@ -180,12 +177,3 @@ def _spawn(
     except BrokenPipeError:
         pass  # Dead already; whoever watches the generation sees it.
     return child
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

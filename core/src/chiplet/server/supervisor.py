@@ -143,6 +143,7 @@ class Supervisor:
         self._client.connect(EngineLink(generation.engine, engine))
         self._suspicion.know(engine.in_use, str(engine.plan.get("platform")))
         self._health.status = EngineStatus.OK
+        self._health.ranks = engine.ranks
         if self._was_ready:
             logger.warning("The engine is ready again.")
             return

@@ -8,10 +8,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TypeVar
 
 from chiplet_cpu.topology import Node
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +30,14 @@ class PlacementOptions:
         threads: how many; None leaves the choice to the plugin.
         pin: whether each thread keeps to one processor.
         numa_node: the only node whose processors and memory are used; None for all.
+        rank, num_ranks: which of how many processes that share all this; not the user's to set.
     """
 
     threads: int | None = None
     pin: bool = False
     numa_node: int | None = None
+    rank: int = 0
+    num_ranks: int = 1
 
     @classmethod
     def read(cls, given: Mapping[str, str]) -> PlacementOptions:
@@ -73,6 +79,8 @@ class Placement:
         policy: where memory comes from.
         nodes: of `policy`.
         reason: for the log.
+        is_kept: threads keep to `processors`.
+        memory_parts: ranks that share the memory of `nodes`.
     """
 
     threads: int
@@ -81,6 +89,23 @@ class Placement:
     policy: MemoryPolicy
     nodes: tuple[int, ...]
     reason: str
+    is_kept: bool = False
+    memory_parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a rank has of the nodes.
+
+    Attributes:
+        nodes: with the cores that are its own.
+        memory_parts: ranks that share the memory of these nodes.
+        words: for people; empty where there is one rank.
+    """
+
+    nodes: tuple[Node, ...]
+    memory_parts: int = 1
+    words: str = ""
 
 
 def place(
@@ -107,8 +132,15 @@ def place(
         nodes = [each for each in nodes if each.index == options.numa_node]
         if not nodes:
             raise ValueError(f"numa_node is {options.numa_node}; this process may use: {known}")
+    share = _share(nodes, options.rank, options.num_ranks)
+    is_split = options.num_ranks > 1 and len(nodes) > 1
+    nodes = share.nodes
     processors = tuple(each for node in nodes for each in node.processors)
+    if quota is not None:
+        quota = max(1, quota // options.num_ranks)
     threads, reason = _threads(nodes, quota, options, faster, environment)
+    if share.words:
+        reason = f"{share.words}: {reason}"
     if options.pin and threads > len(processors):
         raise ValueError(
             f"pin is on for {threads} threads on {len(processors)} processors; allowed: as many"
@@ -116,6 +148,8 @@ def place(
     policy = MemoryPolicy.LOCAL
     if options.numa_node is not None:
         policy, reason = MemoryPolicy.BIND, f"{reason}; memory of node {options.numa_node} alone"
+    elif is_split and len(nodes) == 1:
+        policy, reason = MemoryPolicy.BIND, f"{reason}; memory of that node alone"
     elif len(nodes) > 1:
         # Weights are written by one thread, and would all lie on its node.
         policy, reason = MemoryPolicy.INTERLEAVE, f"{reason}; memory of {len(nodes)} nodes in turn"
@@ -126,13 +160,51 @@ def place(
         policy=policy,
         nodes=tuple(each.index for each in nodes),
         reason=reason,
+        is_kept=policy is MemoryPolicy.BIND or is_split,
+        memory_parts=share.memory_parts,
     )
+
+
+def _share(nodes: Sequence[Node], rank: int, num_ranks: int) -> _Share:
+    """A node for each rank, or equally many ranks on each; otherwise equal parts of all cores."""
+    if num_ranks == 1:
+        return _Share(tuple(nodes))
+    per_node, is_uneven = divmod(num_ranks, len(nodes))
+    if is_uneven:
+        cores = [(node, core) for node in nodes for core in node.cores]
+        mine = _part(cores, rank, num_ranks)
+        kept = {id(node): node for node, _ in mine}.values()
+        held = tuple(
+            replace(node, cores=tuple(core for owner, core in mine if owner is node))
+            for node in kept
+        )
+        return _Share(held, num_ranks, f"{len(mine)} of {len(cores)} cores")
+    node = nodes[rank // per_node]
+    mine = _part(node.cores, rank % per_node, per_node)
+    words = _counted(len(mine), "core")
+    if per_node > 1:
+        words = f"{len(mine)} of {_counted(len(node.cores), 'core')}"
+    if len(nodes) > 1:
+        words = f"{words} of node {node.index}"
+    if per_node > len(node.cores):
+        words = f"{words}, for {per_node} ranks"
+    return _Share((replace(node, cores=mine),), per_node, words)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _part(things: Sequence[T], index: int, count: int) -> tuple[T, ...]:
+    """A run of things, of nearly equal length; where there are fewer than parts, one of them."""
+    if len(things) < count:
+        return (things[index % len(things)],)
+    return tuple(things[index * len(things) // count : (index + 1) * len(things) // count])
 
 
 def apply_to_thread(placement: Placement) -> None:
     """Put the calling thread, and what it starts from now on, where the placement says."""
-    is_restricted = placement.policy is MemoryPolicy.BIND
-    if is_restricted and hasattr(os, "sched_setaffinity"):
+    if placement.is_kept and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, placement.processors)
     if placement.policy is not MemoryPolicy.LOCAL and not _set_policy(placement):
         _log.warning(
@@ -160,7 +232,7 @@ def _threads(
     if quota is not None and quota <= num_cores:
         return quota, f"{quota} threads, as much time as the container has"
     if num_processors == num_cores:
-        return num_cores, f"{num_cores} threads, one for each core"
+        return num_cores, f"{_counted(num_cores, 'thread')}, one for each core"
     most = min(num_processors, quota or num_processors)
     best, figures = faster(num_cores, most)
     return best, f"{best} threads on {num_cores} cores: {figures}"

@@ -49,6 +49,12 @@ class CpuPlatform:
         self._huge_pages = HugePages()
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
 
+    def take_share(self, rank: int, num_ranks: int) -> str:
+        """Cores of a node for each rank, or an equal part of the cores; see `placement`."""
+        self._options = replace(self._options, rank=rank, num_ranks=num_ranks)
+        self._placement = self._place()
+        return self._placement.reason
+
     def activate(self) -> None:
         """Put threads and memory where they are best off, the first time; see `placement`."""
         if self._placement is None:
@@ -70,12 +76,14 @@ class CpuPlatform:
 
     def memory(self) -> MemoryInfo:
         """Main memory, or what the container or the node leaves of it."""
-        memory = memory_info()
-        if self._placement is None or self._placement.policy is not MemoryPolicy.BIND:
-            return memory
-        (node,) = (each for each in read_nodes() if each.index in self._placement.nodes)
-        free_bytes = node.free_bytes or memory.free_bytes
-        return replace(memory, free_bytes=min(memory.free_bytes, free_bytes))
+        memory, placement = memory_info(), self._placement
+        parts = self._options.num_ranks
+        free_bytes = memory.free_bytes // parts
+        if placement is not None and placement.policy is MemoryPolicy.BIND:
+            (node,) = (each for each in read_nodes() if each.index in placement.nodes)
+            if node.free_bytes:
+                free_bytes = min(free_bytes, node.free_bytes // placement.memory_parts)
+        return MemoryInfo(free_bytes=free_bytes, total_bytes=memory.total_bytes // parts)
 
     def supported_dtypes(self) -> tuple[str, ...]:
         """bfloat16 first where the processor computes in it."""
