@@ -276,3 +276,62 @@ def test_doctor_names_the_nodes(monkeypatch):
     found = {each.name: each for each in checks.run_checks(PROBE)}["cpu nodes"]
     assert found.status is CheckStatus.OK
     assert "chiplet-cpu.numa_node=0" in found.detail
+    assert "--tensor-parallel-size 2" in found.detail
+
+
+def shares(nodes, num_ranks, quota=None):
+    """Where each of so many ranks is put."""
+    return [
+        place(
+            nodes,
+            quota,
+            PlacementOptions(rank=rank, num_ranks=num_ranks),
+            lambda few, more: (few, "no gain"),
+            {},
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+def test_ranks_take_a_node_each():
+    first, second = shares(TWO_NODES, 2)
+    assert (first.processors, second.processors) == ((0, 1, 8, 9), (2, 3, 10, 11))
+    assert [each.policy for each in (first, second)] == [MemoryPolicy.BIND] * 2
+    assert (first.nodes, second.nodes, second.threads) == ((0,), (1,), 2)
+    assert second.is_kept
+    assert second.memory_parts == 1
+    assert second.reason.startswith("2 cores of node 1: ")
+
+
+def test_more_ranks_than_nodes_share_them_evenly():
+    found = shares(TWO_NODES, 4)
+    assert [each.processors for each in found] == [(0, 8), (1, 9), (2, 10), (3, 11)]
+    assert [each.nodes for each in found] == [(0,), (0,), (1,), (1,)]
+    assert {each.memory_parts for each in found} == {2}
+
+
+def test_ranks_that_nodes_cannot_share_out_take_cores_of_all():
+    found = shares(TWO_NODES, 3)
+    assert [each.processors for each in found] == [(0, 8), (1, 9), (2, 3, 10, 11)]
+    assert {each.memory_parts for each in found} == {3}
+
+
+def test_ranks_share_the_cores_of_one_node_and_are_not_bound():
+    one = Node(0, ((0,), (1,)))
+    first, second = shares([one], 2)
+    assert (first.processors, second.processors) == ((0,), (1,))
+    assert (first.threads, first.policy, first.is_kept) == (1, MemoryPolicy.LOCAL, False)
+    assert first.reason.startswith("1 of 2 cores: ")
+    crowded = shares([one], 3)
+    assert [each.threads for each in crowded] == [1, 1, 1]
+    assert "for 3 ranks" in crowded[0].reason
+    assert [each.threads for each in shares(TWO_NODES, 2, quota=2)] == [1, 1]
+
+
+def test_ranks_count_their_part_of_the_memory(monkeypatch):
+    nodes = (Node(0, ((0,),), free_bytes=8 << 20), Node(1, ((1,),), free_bytes=6 << 20))
+    monkeypatch.setattr(platform, "read_nodes", lambda: nodes)
+    bound, alone = CpuPlatform(PROBE), CpuPlatform(PROBE)
+    bound.take_share(1, 2)
+    assert bound.memory().free_bytes == 6 << 20
+    assert bound.memory().total_bytes == alone.memory().total_bytes // 2

@@ -82,7 +82,8 @@ def _nodes(nodes: Sequence[Node]) -> Check:
     """No fault: an engine serves on several nodes too, at the cost of traffic between them."""
     sizes = ", ".join(f"{each.index} of {len(each.cores)} cores" for each in nodes)
     detail = (
-        f"{sizes}; an engine's memory comes from all in turn. A server for each node, with "
+        f"{sizes}; an engine's memory comes from all in turn. With --tensor-parallel-size "
+        f"{len(nodes)} each node has a rank with memory of its own; a server for each node, with "
         f"--plugin-option chiplet-cpu.numa_node={nodes[0].index} and so on, has no traffic between"
     )
     return Check("cpu nodes", CheckStatus.OK, detail)
