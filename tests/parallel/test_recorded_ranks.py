@@ -15,7 +15,7 @@ from tests.parallel.test_engine_of_ranks import config_of, run
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
 
-@pytest.mark.parametrize(("kind", "num_ranks"), [("llama-untied", 2), ("qwen3-moe", 3)])
+@pytest.mark.parametrize(("kind", "num_ranks"), [("llama-untied", 2), ("qwen3-moe", 2)])
 def test_recorded_ranks_give_the_tokens_of_one(tmp_path: Path, kind: str, num_ranks: int) -> None:
     pytest.importorskip("chiplet_cpu")
     from chiplet_cpu import native

@@ -44,6 +44,7 @@ class RankProcesses:
 
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[bytes]] = []
+        self._are_settled = False
 
     def start(self, count: int) -> None:
         """Start so many; they import what they need, and wait for their settings."""
@@ -54,6 +55,7 @@ class RankProcesses:
 
     def settle(self, settings: Sequence[RankSettings]) -> None:
         """Give each its settings, in the order of ranks."""
+        self._are_settled = True
         for child, each in zip(self._children, settings, strict=True):
             assert child.stdin is not None
             try:
@@ -78,6 +80,9 @@ class RankProcesses:
 
     def end(self) -> None:
         """See that all end, who have been told to; kills who has not in time. May be repeated."""
+        if not self._are_settled:  # they listen to nobody yet
+            for child in self._children:
+                child.kill()
         limit_s = time.monotonic() + END_LIMIT_S
         for rank, child in enumerate(self._children, start=1):
             try:
