@@ -127,6 +127,7 @@ def call_all(device, dtype, torch_dtype):
     for rows in (1, 256):
         argmax(new(rows, 128256))
     counts = new(2, 128256, kind=torch.int32)
+    ops.mask_tokens(logits, new(2, 4008, kind=torch.int32))
     ops.penalize(logits, new(2, 128256, kind=torch.bool), counts, *floats[1:])
 
 

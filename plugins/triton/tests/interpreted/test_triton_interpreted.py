@@ -53,7 +53,7 @@ DEVICE = DeviceProbe(
 CONTEXT = BuildContext(SimpleNamespace(torch_device=torch.device("cpu")))
 DTYPES = (Dtype.FLOAT32, Dtype.FLOAT16)
 SERVED = {Op.EMBEDDING, Op.RMS_NORM, Op.ADD_RMS_NORM, Op.ROTARY, Op.SILU_MUL, Op.ARGMAX}
-ON_LOGITS = {Op.PENALIZE, Op.SAMPLE}
+ON_LOGITS = {Op.PENALIZE, Op.MASK_TOKENS, Op.SAMPLE}
 
 
 def attention_request(

@@ -1,4 +1,4 @@
-"""Activation, embedding and penalties: a few reads, a little arithmetic, one write."""
+"""Activation, embedding, penalties and masks: a few reads, a little arithmetic, one write."""
 
 import triton
 import triton.language as tl
@@ -65,3 +65,26 @@ def penalize_kernel(
     result -= tl.where(counts > 0, tl.load(presence_ptr + row), 0.0)
     result -= tl.load(frequency_ptr + row) * counts.to(tl.float32)
     tl.store(out_ptr + at, result, mask=is_inside)
+
+
+@triton.jit
+def mask_tokens_kernel(
+    logits_ptr,
+    mask_ptr,
+    out_ptr,
+    vocab_size,
+    logits_stride,
+    mask_stride,
+    BLOCK: tl.constexpr,
+):
+    """-infinity where a bit is 0; grid: rows, blocks of the vocabulary."""
+    row = tl.program_id(0).to(tl.int64)
+    tokens = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_inside = tokens < vocab_size
+    word = tl.load(mask_ptr + row * mask_stride + tokens // 32, mask=is_inside, other=0)
+    is_allowed = ((word >> (tokens % 32)) & 1) != 0
+    # What is forbidden is not read: mostly that is nearly everything.
+    logits = tl.load(
+        logits_ptr + row * logits_stride + tokens, mask=is_inside & is_allowed, other=-float("inf")
+    )
+    tl.store(out_ptr + row * vocab_size + tokens, logits, mask=is_inside)

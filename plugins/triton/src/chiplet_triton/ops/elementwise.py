@@ -1,4 +1,4 @@
-"""Norms, rotation, activation, embedding and penalties."""
+"""Norms, rotation, activation, embedding, penalties and masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 
 from chiplet_triton.device import DeviceTraits, launch_options
-from chiplet_triton.kernels.elementwise import embedding_kernel, penalize_kernel, silu_mul_kernel
+from chiplet_triton.kernels.elementwise import (
+    embedding_kernel,
+    mask_tokens_kernel,
+    penalize_kernel,
+    silu_mul_kernel,
+)
 from chiplet_triton.kernels.norm import rms_norm_kernel
 from chiplet_triton.kernels.rotary import rotary_kernel
 
@@ -129,6 +134,23 @@ class ElementwiseOps:
                 OVERLAP=self._overlap,
                 num_warps=4,
                 **self._launch,
+            )
+        return out
+
+    def mask_tokens(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Tokens forbidden by packed bits."""
+        num_rows, vocab_size = logits.shape
+        out = torch.empty(num_rows, vocab_size, dtype=logits.dtype, device=logits.device)
+        if num_rows:
+            mask_tokens_kernel[(num_rows, cdiv(vocab_size, _COLUMNS))](
+                logits,
+                mask,
+                out,
+                vocab_size,
+                logits.stride(0),
+                mask.stride(0),
+                BLOCK=_COLUMNS,
+                num_warps=4,
             )
         return out
 

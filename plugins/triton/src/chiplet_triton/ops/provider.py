@@ -20,7 +20,7 @@ from chiplet_triton.device import DeviceTraits
 from chiplet_triton.ops.elementwise import ElementwiseOps
 from chiplet_triton.ops.sampling import Argmax, sample
 
-_LOGIT_OPS = frozenset({Op.PENALIZE, Op.SAMPLE})
+_LOGIT_OPS = frozenset({Op.PENALIZE, Op.MASK_TOKENS, Op.SAMPLE})
 
 
 class TritonOpsProvider:
@@ -39,6 +39,7 @@ class TritonOpsProvider:
             Op.ROTARY: ops.rotary,
             Op.SILU_MUL: ops.silu_mul,
             Op.PENALIZE: ops.penalize,
+            Op.MASK_TOKENS: ops.mask_tokens,
             Op.SAMPLE: sample,
         }
 
