@@ -161,6 +161,21 @@ def test_rows_are_those_of_the_weight(isa, threads, coding):
     torch.testing.assert_close(rows, dequantize(weights)[row_ids.long()].bfloat16())
 
 
+@pytest.mark.parametrize("shape", [(100, 768), (17, 70)])
+def test_rows_of_int8(isa, threads, shape):
+    scheme = WeightScheme(
+        coding=Coding.INT8, granularity=Granularity.CHANNEL, activations=Activations.PER_TOKEN
+    )
+    request = replace(linear_request(None, Dtype.BFLOAT16, shape), scheme=scheme, gives_rows=True)
+    provider = NativeInt8Provider()
+    assert not isinstance(provider.assess(request), No)
+    impl = provider.build(request, CONTEXT)
+    weights = random_weights(scheme, shape, torch.Generator().manual_seed(4), 1.0)
+    row_ids = torch.tensor([0, shape[0] - 1, 5, 5, 16], dtype=torch.int32)
+    rows = impl.rows(row_ids, impl.pack(weights))
+    torch.testing.assert_close(rows, dequantize(weights)[row_ids.long()].bfloat16())
+
+
 def test_a_row_does_not_depend_on_the_others(isa):
     x = torch.randn(40, 512, generator=torch.Generator().manual_seed(5))
     for coding in BLOCKS:

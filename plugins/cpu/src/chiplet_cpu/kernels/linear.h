@@ -195,6 +195,20 @@ static void widen_rows(Dtype dtype, const WidenArgs& a, int64_t begin, int64_t e
                    widen_rows_of<T>((const T*)a.x, a.stride, a.width, a.out, begin, end))
 }
 
+// One output of a panel of int8: words of four inputs, 128 added, and scales after them.
+template <class T>
+static void channel_row(const uint8_t* panel, int64_t output, int64_t k, T* out) {
+  F scale = splat(((const float*)(panel + (k + 3) / 4 * kQuad))[output]);
+  alignas(64) float values[W];
+  each_vector(k, [&](int64_t i, auto, auto store) {
+    for (int j = 0; j < W; ++j) {
+      int64_t at = i + j < k ? i + j : i;
+      values[j] = (float)(panel[at / 4 * kQuad + output * 4 + at % 4] - 128);
+    }
+    store(out + i, load(values) * scale);
+  });
+}
+
 // A panel is widened for one of its outputs: a stretch takes about a microsecond.
 template <class T>
 static void panel_rows_of(const RowsArgs& a, int64_t begin, int64_t end) {
@@ -204,6 +218,10 @@ static void panel_rows_of(const RowsArgs& a, int64_t begin, int64_t end) {
     int64_t output = a.ids[row];
     const uint8_t* panel = (const uint8_t*)a.panels + output / kPanel * a.panel_bytes;
     T* out = (T*)a.out + row * a.k;
+    if (a.coding == Coding::int8_channels) {
+      channel_row(panel, output % kPanel, a.k, out);
+      continue;
+    }
     for (int64_t k = 0; k < a.k; k += kStretch) {
       int count = a.k - k < kStretch ? (int)(a.k - k) : kStretch;
       expand(a.coding, panel, k, count, weights);

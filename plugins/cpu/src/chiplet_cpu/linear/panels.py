@@ -89,8 +89,7 @@ def refusal(request: LinearRequest, *, is_rounded: bool) -> No | None:
         served = f"{channels}int4 in groups of 32, 64 or 128, {', '.join(_BLOCK_CODES)}"
         return No.because("scheme", f"{scheme or 'plain'}; serves {served}")
     if is_int8:
-        text = "rows of int8 weights; gives those of other codings"
-        return No.because("rows", text) if request.gives_rows else None
+        return None
     block = scheme.coding.block
     size = scheme.group_size if block is None else block.elements
     if request.in_features % size:
