@@ -20,6 +20,7 @@ class DeviceTraits:
         reads_operands_in_place: matrix units take operands from shared memory, so that they need no
             registers.
         sums_in_registers: matrix units leave sums in registers, not in a memory of their own.
+        converts_pairs: two numbers of half precision are made of bytes by single instructions.
         num_cores: multiprocessors or compute units.
         shared_bytes: shared memory that one program may use.
         has_fp8: it converts numbers of the kind E4M3.
@@ -29,6 +30,7 @@ class DeviceTraits:
     can_overlap: bool
     reads_operands_in_place: bool
     sums_in_registers: bool
+    converts_pairs: bool
     num_cores: int
     shared_bytes: int
     has_fp8: bool
@@ -47,6 +49,7 @@ def traits_of(device: DeviceProbe) -> DeviceTraits:
         can_overlap=is_cuda and major >= 9,
         reads_operands_in_place=is_cuda and major >= 9,
         sums_in_registers=is_cuda and major < 10,
+        converts_pairs=is_cuda and major >= 9,
         num_cores=num_cores,
         shared_bytes=shared_bytes,
         has_fp8=capability >= (8, 9) if is_cuda else True,

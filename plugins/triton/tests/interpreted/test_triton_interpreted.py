@@ -115,6 +115,9 @@ def test_attention(case, window, dtype):
         attention_request(
             Dtype.FLOAT32, heads=(3, 3), head_dim=24, page_size=6, coding=KvCoding.INT8
         ),
+        attention_request(
+            Dtype.FLOAT16, heads=(3, 3), head_dim=24, page_size=6, coding=KvCoding.INT8
+        ),
         attention_request(Dtype.FLOAT32, has_sinks=True),
         attention_request(Dtype.FLOAT16, 20, has_sinks=True, coding=KvCoding.FP8),
     ],
@@ -129,6 +132,7 @@ def test_attention(case, window, dtype):
         "int8 cache",
         "int8 cache and all else",
         "int8 cache and odd sizes",
+        "int8 cache, few of the dimensions of a tile",
         "sinks",
         "sinks, window and fp8 cache",
     ],

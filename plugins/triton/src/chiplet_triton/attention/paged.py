@@ -27,7 +27,13 @@ from chiplet_triton.attention.capture import MOST_CAPTURED, Capture
 from chiplet_triton.attention.latent import LatentAttention, refusal
 from chiplet_triton.attention.layout import ScalesBehindCodesLayout
 from chiplet_triton.attention.planning import StepPlan
-from chiplet_triton.attention.tiling import block_dim, decode_tiling, extend_tiling, num_splits
+from chiplet_triton.attention.tiling import (
+    block_dim,
+    decode_tiling,
+    extend_tiling,
+    in_pairs,
+    num_splits,
+)
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.attention_decode import decode_kernel, merge_splits_kernel
 from chiplet_triton.kernels.attention_extend import extend_kernel
@@ -65,6 +71,10 @@ class PagedAttention:
         self._scale_log2 = request.scale * math.log2(math.e)
         self._score_factor = 1.0
         self._launch = launch_options(traits)
+        self._decode_options = self._launch | {
+            "IN_PAIRS": in_pairs(request),
+            "IS_PACKED": traits.converts_pairs,
+        }
         self._tiling = extend_tiling(request, traits)
         coding = request.kv.coding
         self._coded = None if coding is None else _CODES[coding]
@@ -277,7 +287,7 @@ class PagedAttention:
             OVERLAP=self._traits.can_overlap,
             num_warps=tiling.num_warps,
             num_stages=2 if 1 < splits <= _FEW_SPLITS else tiling.num_stages,
-            **self._launch,
+            **self._decode_options,
         )
         if splits > 1:
             self._merge(partial, lse, plan, out)

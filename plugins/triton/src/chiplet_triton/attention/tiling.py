@@ -74,7 +74,19 @@ def decode_tiling(
         if _PROGRAMS_PER_CORE * traits.num_cores >= programs * cdiv(longest, 32):
             # Each program has one block, so that its time is what that takes.
             return DecodeTiling(32, 4, 2)
+    if traits.converts_pairs and in_pairs(request):
+        # Two warps have fewer barriers than four, and a block of int8 has one more.
+        if request.kv.coding is KvCoding.INT8:
+            return DecodeTiling(64, 2, 3)
+        if programs >= _MANY_PROGRAMS_PER_CORE * traits.num_cores:
+            return DecodeTiling(32, 2, 3)
     return DecodeTiling(block_keys(request), 4, 3)
+
+
+def in_pairs(request: AttentionRequest) -> bool:
+    """Whether decodes read codes two at a time, whose numbers are of half precision then."""
+    is_even = request.head_dim % 2 == 0 and block_dim(request) >= 32
+    return request.kv.coding is not None and request.dtype is not Dtype.FLOAT32 and is_even
 
 
 def extend_tiling(request: AttentionRequest, traits: DeviceTraits) -> Tiling:

@@ -8,12 +8,96 @@ import triton.language as tl
 
 from chiplet_triton.kernels.caching import (
     bounded,
+    half_of_pairs,
     int8_codes,
     row_offset,
     scale_offset,
     to_cache,
 )
 from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
+
+
+@triton.jit
+def _add_codes(
+    acc, total, peak, q_source, is_head, kv_ptr, table, kv_head, first_key, last_key, scale_log2,
+    score_factor, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    IS_PACKED: tl.constexpr,
+):  # fmt: skip
+    """Cached keys in codes, as numbers of half precision, which hold every code exactly.
+
+    Matrix units take 16 bits from shared memory as they lie; bytes of values would be read one by
+    one. So codes are read in pairs, and even and odd dimensions have products of their own.
+    """
+    IS_INT8: tl.constexpr = kv_ptr.dtype.element_ty == tl.int8
+    BLOCK_GROUP: tl.constexpr = acc.shape[0]
+    half: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
+    words_ptr = kv_ptr.to(tl.pointer_type(tl.uint16), bitcast=True)
+    if IS_INT8:
+        scales_ptr = kv_ptr.to(tl.pointer_type(tl.float32), bitcast=True)
+    dims = tl.arange(0, BLOCK_DIM // 2)
+    is_dim = dims < HEAD_DIM // 2
+    is_loaded = is_head[:, None] & is_dim[None, :]
+    q_even = tl.load(q_source + 2 * dims[None, :], mask=is_loaded, other=0.0).to(tl.float32)
+    q_odd = tl.load(q_source + 2 * dims[None, :] + 1, mask=is_loaded, other=0.0).to(tl.float32)
+    # The largest number of a row of queries becomes one below 2^8: none is too large or lost.
+    largest = tl.max(tl.maximum(tl.abs(q_even), tl.abs(q_odd)), axis=1)
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) - 134
+    exponent = tl.minimum(tl.maximum(exponent, -100), 100)
+    down = ((127 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
+    up = ((127 + exponent) << 23).to(tl.float32, bitcast=True)[:, None]
+    q_even, q_odd = (q_even * down).to(tl.float16), (q_odd * down).to(tl.float16)
+    even, odd = tl.split(tl.reshape(acc, [BLOCK_GROUP, BLOCK_DIM // 2, 2]))
+    inner = tl.arange(0, BLOCK_KEYS)
+    # Pages are read one block ahead: loads of keys that hang on loads would leave one buffer.
+    at_page = first_key + inner
+    page_id = tl.load(table + at_page // PAGE_SIZE, mask=at_page < last_key, other=0)
+    for first in range(first_key, last_key, BLOCK_KEYS):
+        keys = first + inner
+        is_seen = keys < last_key
+        page = page_id.to(tl.int64)
+        at_page = keys + BLOCK_KEYS
+        page_id = tl.load(table + at_page // PAGE_SIZE, mask=at_page < last_key, other=0)
+        place = keys % PAGE_SIZE
+        at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8) // 2
+        source = words_ptr + at[:, None] + dims[None, :]
+        is_word = is_seen[:, None] & is_dim[None, :]
+        k_words = tl.load(source, mask=is_word, other=0)
+        v_words = tl.load(source + half // 2, mask=is_word, other=0)
+        k_even = half_of_pairs(k_words, False, IS_INT8, IS_PACKED)
+        k_odd = half_of_pairs(k_words, True, IS_INT8, IS_PACKED)
+        scores = tl.dot(q_odd, tl.trans(k_odd), tl.dot(q_even, tl.trans(k_even)))
+        scores *= up
+        factor = 1.0
+        if IS_INT8:
+            at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+            scores *= tl.load(scales_ptr + at, mask=is_seen, other=0.0)[None, :]
+            v_scales = tl.load(scales_ptr + at + half // 4, mask=is_seen, other=0.0)
+            # A power of two, at most twice the largest scale.
+            top = tl.maximum(tl.max(v_scales, axis=0), 1.0e-30).to(tl.int32, bitcast=True) >> 23
+            factor = ((top + 1) << 23).to(tl.float32, bitcast=True)
+            v_scales *= ((253 - top) << 23).to(tl.float32, bitcast=True)
+        scores = bounded(scores, score_factor, HAS_SOFTCAP)
+        scores = tl.where(is_seen[None, :], scores, -1.0e30)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
+        shrink = tl.exp2(peak - new_peak)
+        weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
+        weights = tl.where(is_seen[None, :], weights, 0.0)
+        total = total * shrink + tl.sum(weights, axis=1)
+        if IS_INT8:
+            # Scales of values are parts of the largest one: products with weights fit 16 bits.
+            weights *= v_scales[None, :]
+        weights = weights.to(tl.float16)
+        v_even = half_of_pairs(v_words, False, IS_INT8, IS_PACKED)
+        v_odd = half_of_pairs(v_words, True, IS_INT8, IS_PACKED)
+        if IS_INT8:
+            even = even * shrink[:, None] + tl.dot(weights, v_even) * factor
+            odd = odd * shrink[:, None] + tl.dot(weights, v_odd) * factor
+        else:
+            even = tl.dot(weights, v_even, even * shrink[:, None])
+            odd = tl.dot(weights, v_odd, odd * shrink[:, None])
+        peak = new_peak
+    return tl.reshape(tl.join(even, odd), [BLOCK_GROUP, BLOCK_DIM]), total, peak
 
 
 @triton.jit(do_not_specialize=["num_splits", "window", "table_stride"])
@@ -53,6 +137,8 @@ def decode_kernel(
     IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
+    IN_PAIRS: tl.constexpr,
+    IS_PACKED: tl.constexpr,
 ):
     """Grid: requests, KV heads, splits.
 
@@ -137,33 +223,40 @@ def decode_kernel(
             acc += v_seen
 
     table = page_table_ptr + request * table_stride
-    for first in range(split_start, split_end, BLOCK_KEYS):
-        keys = first + tl.arange(0, BLOCK_KEYS)
-        is_seen = keys < split_end
-        page = tl.load(table + keys // PAGE_SIZE, mask=is_seen, other=0).to(tl.int64)
-        place = keys % PAGE_SIZE
-        at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
-        source = kv_ptr + at[:, None] + dims[None, :]
-        is_loaded = is_seen[:, None] & is_dim[None, :]
-        k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
-        v = tl.load(source + v_offset, mask=is_loaded, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if IS_INT8:
-            at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
-            scores *= tl.load(scales_ptr + at, mask=is_seen, other=0.0)[None, :]
-            v_scales = tl.load(scales_ptr + at + v_offset // 4, mask=is_seen, other=0.0)
-            v = v.to(tl.float32) * v_scales[:, None]
-        v = v.to(compute)
-        scores = bounded(scores, score_factor, HAS_SOFTCAP)
-        scores = tl.where(is_seen[None, :], scores, -1.0e30)
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
-        shrink = tl.exp2(peak - new_peak)
-        weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
-        weights = tl.where(is_seen[None, :], weights, 0.0)
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weights.to(compute), v, acc, input_precision=PRECISION)
-        peak = new_peak
+    if IN_PAIRS:
+        acc, total, peak = _add_codes(
+            acc, total, peak, q_ptr + request * q_stride + q_heads[:, None] * q_head_stride,
+            is_head, kv_ptr, table, kv_head, split_start, split_end, scale_log2, score_factor,
+            PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_SOFTCAP, IS_PACKED,
+        )  # fmt: skip
+    else:
+        for first in range(split_start, split_end, BLOCK_KEYS):
+            keys = first + tl.arange(0, BLOCK_KEYS)
+            is_seen = keys < split_end
+            page = tl.load(table + keys // PAGE_SIZE, mask=is_seen, other=0).to(tl.int64)
+            place = keys % PAGE_SIZE
+            at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
+            source = kv_ptr + at[:, None] + dims[None, :]
+            is_loaded = is_seen[:, None] & is_dim[None, :]
+            k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
+            v = tl.load(source + v_offset, mask=is_loaded, other=0.0)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if IS_INT8:
+                at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+                scores *= tl.load(scales_ptr + at, mask=is_seen, other=0.0)[None, :]
+                v_scales = tl.load(scales_ptr + at + v_offset // 4, mask=is_seen, other=0.0)
+                v = v.to(tl.float32) * v_scales[:, None]
+            v = v.to(compute)
+            scores = bounded(scores, score_factor, HAS_SOFTCAP)
+            scores = tl.where(is_seen[None, :], scores, -1.0e30)
+            new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
+            shrink = tl.exp2(peak - new_peak)
+            weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
+            weights = tl.where(is_seen[None, :], weights, 0.0)
+            total = total * shrink + tl.sum(weights, axis=1)
+            acc = acc * shrink[:, None]
+            acc = tl.dot(weights.to(compute), v, acc, input_precision=PRECISION)
+            peak = new_peak
 
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     is_stored = is_head[:, None] & is_dim[None, :]
