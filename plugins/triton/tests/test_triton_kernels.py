@@ -36,6 +36,7 @@ def run(*command, **environment):
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_interpreted_kernels_match_the_reference():
     folder = str(HERE / "interpreted")
