@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from chiplet.config import EngineConfig
 from chiplet.engine import Engine
 from chiplet.errors import ConfigError, EngineError
 from chiplet.ranks import processes
+from chiplet.ranks.company import Company
+from chiplet.ranks.links import RankLink
+from chiplet.ranks.messages import RankFailed
+from chiplet.ranks.processes import Death, RankProcesses
 from chiplet.sampling_params import SamplingParams
 from chiplet.worker import EngineFacts, explain, start
 from tests.models.tiny import make_checkpoint
@@ -125,6 +130,23 @@ def test_a_killed_rank_ends_the_engine_and_blames_nobody(checkpoint: Path, own_r
         run(engine, facts)
     assert (caught.value.deny, caught.value.is_crash) == ((), False)
     engine.close()
+
+
+def test_what_a_rank_said_before_it_ended_is_told_as_often_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    company = Company(2)
+    (folder,) = tmp_path.iterdir()
+    link = RankLink(folder, 1)
+    link.report_failure(RankFailed(1, "no mood", deny=("ops/rms_norm=moody",)))
+    monkeypatch.setattr(RankProcesses, "first_death", lambda self: Death(1, 1))
+    for _ in range(2):  # by has_work, then by step
+        fault = company.lost()
+        assert fault is not None
+        assert (str(fault), fault.deny) == ("Rank 1 failed: no mood", ("ops/rms_norm=moody",))
+    link.close()
+    company.end()
 
 
 def test_an_engine_that_is_dropped_leaves_no_process(checkpoint: Path, own_ranks: Any) -> None:

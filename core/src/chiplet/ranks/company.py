@@ -63,6 +63,8 @@ class Company:
         # Whoever holds it uses the link: launches and preparations come from different threads.
         self._lock = threading.Lock()
         self._is_over = False
+        # Why no step can run any more, once it is known: a rank says it once.
+        self._found: EngineError | None = None
         self._at_end = ExitStack()
 
     def gather(self) -> None:
@@ -131,14 +133,14 @@ class Company:
         """Why the engine cannot go on, if a rank has ended. Never blocks for long."""
         if self._is_over or self._processes.first_death() is None:
             return None
-        return self._fault(_LAST_WORDS_S)
+        return self._fault()
 
     def explain(self, error: BaseException) -> EngineError:
         """What a failed step of rank 0 means for the engine: its end.
 
         The rank that made it fail may have said why.
         """
-        fault = self._fault(_LAST_WORDS_S)
+        fault = self._fault()
         if fault is not None:
             return fault
         return EngineError(
@@ -189,20 +191,20 @@ class Company:
         if failures:
             raise RuntimeError("; ".join(failures))
 
-    def _fault(self, limit_s: float) -> EngineError | None:
-        """What a rank that has failed says of it; None if none fails within the time."""
-        end_s = time.monotonic() + limit_s
-        while time.monotonic() < end_s:
+    def _fault(self) -> EngineError | None:
+        """What a rank that has failed says of it; None if none fails within a short time."""
+        end_s = time.monotonic() + _LAST_WORDS_S
+        while self._found is None and time.monotonic() < end_s:
             with self._lock:
                 death = self._processes.first_death()
                 message = self._link.hear(_LOOK_S)
             if isinstance(message, RankFailed):
-                return EngineError(
+                self._found = EngineError(
                     f"Rank {message.rank} failed: {message.message}", deny=message.deny
                 )
-            if death is not None and message is None:
-                return EngineError(str(death), is_crash=death.is_crash)
-        return None
+            elif death is not None and message is None:
+                self._found = EngineError(str(death), is_crash=death.is_crash)
+        return self._found
 
 
 def _devices(chosen: ChosenDevice, size: int) -> list[str]:
