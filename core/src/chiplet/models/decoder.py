@@ -1,4 +1,4 @@
-"""What is around the layers of a decoder: embedding, the last norm, and a head."""
+"""What families of decoders share: all that is around their layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chiplet.config import ModelConfig
 from chiplet.forward_batch import ForwardBatch
-from chiplet.layers.attention import AttentionInputs
+from chiplet.layers.attention import AttentionInputs, PagedAttention
 from chiplet.layers.context import LayerContext
 from chiplet.layers.embedding import TABLE, Embedding
 from chiplet.layers.linear import Linear
@@ -21,8 +21,22 @@ LAYERS = "model.layers"
 """What names of the layers' tensors begin with."""
 
 
+class Attends(Protocol):
+    """The attention of a layer."""
+
+    @property
+    def attend(self) -> PagedAttention:
+        """What owns the layer's pages."""
+        ...
+
+
 class DecoderLayer(Protocol):
     """One block of attention and feed-forward."""
+
+    @property
+    def attention(self) -> Attends:
+        """Its first part."""
+        ...
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
@@ -36,7 +50,7 @@ class DecoderLayer(Protocol):
 
 
 class Decoder:
-    """Embedding, layers, norm, and a head that may be tied to the embedding."""
+    """Embedding, layers, norm, and a head that may be tied to the embedding; a `CausalLM`."""
 
     def __init__(
         self, config: ModelConfig, context: LayerContext, layers: Sequence[DecoderLayer]
@@ -66,6 +80,10 @@ class Decoder:
             x, residual = layer(x, residual, batch.positions, attention)
         x, _ = self._norm(x, residual)
         return self._head(batch.at_logit_rows(x))
+
+    def attention_layers(self) -> Sequence[PagedAttention]:
+        """Layers that own pages, in the order of their KV tensors."""
+        return [layer.attention.attend for layer in self._layers]
 
     def weight_map(self) -> WeightMap:
         """Where each tensor of the checkpoint goes."""

@@ -5,14 +5,13 @@ Source: arXiv:2405.04434.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from chiplet.config import ModelConfig
-from chiplet.forward_batch import ForwardBatch
 from chiplet.layers.attention import AttentionInputs, AttentionVariant, PagedAttention
 from chiplet.layers.context import LayerContext
 from chiplet.layers.latent import LatentHeads, PairedRotation
@@ -21,7 +20,7 @@ from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.moe import SparseMlp
 from chiplet.layers.norm import RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
-from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.layers.weights import WeightTarget
 from chiplet.models.decoder import LAYERS, Decoder
 from chiplet.models.deepseek_config import DeepseekConfig
 from chiplet.parallel.sharding import Shard
@@ -227,8 +226,8 @@ class DeepseekLayer:
         yield name, WeightTarget(self.mlp_norm, "weight")
 
 
-class DeepseekV2ForCausalLM:
-    """Embedding, layers, norm, and a head that may be tied to the embedding."""
+class DeepseekV2ForCausalLM(Decoder):
+    """A model of the family: the decoder with its layers."""
 
     def __init__(self, config: ModelConfig, context: LayerContext) -> None:
         own = DeepseekConfig.of(config.stated)
@@ -238,20 +237,8 @@ class DeepseekV2ForCausalLM:
             theta=config.rope_theta,
             scaling=own.scaling,
         )
-        self._layers = [
+        layers = [
             DeepseekLayer(config, own, context.within(f"{LAYERS}.{index}"), index, rotary)
             for index in range(config.num_layers)
         ]
-        self._decoder = Decoder(config, context, self._layers)
-
-    def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
-        """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
-        return self._decoder.forward(batch, attention)
-
-    def attention_layers(self) -> Sequence[PagedAttention]:
-        """Layers that own pages, in the order of their KV tensors."""
-        return [layer.attention.attend for layer in self._layers]
-
-    def weight_map(self) -> WeightMap:
-        """Where each tensor of the checkpoint goes."""
-        return self._decoder.weight_map()
+        super().__init__(config, context, layers)

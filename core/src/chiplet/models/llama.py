@@ -6,13 +6,12 @@ Source: arXiv:2302.13971 (architecture), arXiv:2310.06825 (sliding window), arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from chiplet.config import ModelConfig
-from chiplet.forward_batch import ForwardBatch
 from chiplet.layers.attention import AttentionInputs, PagedAttention
 from chiplet.layers.context import LayerContext
 from chiplet.layers.linear import Linear
@@ -20,7 +19,7 @@ from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.moe import SparseMlp
 from chiplet.layers.norm import HeadNorm, RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
-from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.layers.weights import WeightTarget
 from chiplet.models.decoder import LAYERS, Decoder
 from chiplet.parallel.sharding import Shard
 
@@ -160,8 +159,8 @@ def _make_mlp(config: ModelConfig, context: LayerContext) -> GatedMlp | SparseMl
     )
 
 
-class LlamaForCausalLM:
-    """Embedding, layers, norm, and a head that may be tied to the embedding."""
+class LlamaForCausalLM(Decoder):
+    """A model of the family: the decoder with its layers."""
 
     def __init__(self, config: ModelConfig, context: LayerContext) -> None:
         rotary = RotaryEmbedding(
@@ -170,20 +169,8 @@ class LlamaForCausalLM:
             theta=config.rope_theta,
             scaling=config.rope_scaling,
         )
-        self._layers = [
+        layers = [
             LlamaLayer(config, context.within(f"{LAYERS}.{layer_index}"), layer_index, rotary)
             for layer_index in range(config.num_layers)
         ]
-        self._decoder = Decoder(config, context, self._layers)
-
-    def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
-        """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
-        return self._decoder.forward(batch, attention)
-
-    def attention_layers(self) -> Sequence[PagedAttention]:
-        """Layers that own pages, in the order of their KV tensors."""
-        return [layer.attention.attend for layer in self._layers]
-
-    def weight_map(self) -> WeightMap:
-        """Where each tensor of the checkpoint goes."""
-        return self._decoder.weight_map()
+        super().__init__(config, context, layers)
