@@ -1,6 +1,6 @@
 """One rank as a process: chooses with the others, connects, and prints what came of it as JSON.
 
-    python rank_process.py RENDEZVOUS RANK SIZE PLUGIN_FOLDER OPTIONS
+    python -m tests.parallel.rank_process RENDEZVOUS RANK SIZE PLUGIN_FOLDER OPTIONS
 
 OPTIONS are those of `DeviceOptions`, as JSON. Distributions are looked for in the folder alone.
 """
@@ -17,10 +17,10 @@ from typing import Any
 from chiplet.api import CommunicationRequest, Dtype, GroupKind, Op, OpRequest, Topology
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError
-from chiplet.parallel.meeting import FolderMeeting
 from chiplet.plugins import Selector, choose_device, discover, discovery
 from chiplet.plugins.agreement import choose_together, connect_together
 from chiplet.plugins.self_check.communication import communication_fault
+from tests.parallel.folder_meeting import FolderMeeting
 
 NORM = OpRequest(op=Op.RMS_NORM, dtype=Dtype.FLOAT32)
 LIMIT_S = 60.0

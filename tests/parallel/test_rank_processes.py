@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from chiplet.parallel.meeting import FolderMeeting
+from tests.parallel.folder_meeting import FolderMeeting
 from tests.unit.plugins.conftest import PluginFolder
 
-CHILD = Path(__file__).with_name("rank_process.py")
+ROOT = Path(__file__).parents[2]
+CHILD = "tests.parallel.rank_process"
 MANIFEST = """
 name = "{name}"
 kind = "provider"
@@ -78,10 +79,11 @@ def together(tmp_path: Path) -> Any:
         meeting = tmp_path / "meeting"
         meeting.mkdir()
         plugins = tmp_path / "plugins"
-        command = (sys.executable, CHILD)
+        command = (sys.executable, "-m", CHILD)
         ranks = [
             subprocess.Popen(
                 [*command, meeting, str(rank), str(len(options)), plugins, json.dumps(each)],
+                cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
             )

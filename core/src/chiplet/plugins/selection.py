@@ -171,13 +171,10 @@ class Selector:
         return self._answer(request)
 
     def serves(self, request: LinearRequest | CommunicationRequest) -> bool:
-        """Whether somebody would serve a linear layer better than the reference does.
-
-        Of collectives: whether somebody would at all.
-        """
+        """Whether somebody would serve a request better than the reference does."""
         contest = self._open_contest(request)
         willing = contest.willing()
-        if contest.pin is not None or isinstance(request, CommunicationRequest):
+        if contest.pin is not None:
             return bool(willing)
         return any(not candidate.plugin.is_core for candidate, _ in willing)
 

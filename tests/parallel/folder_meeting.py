@@ -1,4 +1,4 @@
-"""FolderMeeting: how ranks that are processes of one host talk before they are connected."""
+"""FolderMeeting: ranks that meet without an engine, over a file."""
 
 from __future__ import annotations
 
