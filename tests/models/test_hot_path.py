@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pluggy
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chiplet.config import EngineConfig
@@ -105,3 +106,40 @@ def test_many_prompts_behind_one_prefix_take_no_more_operations_than_few(tmp_pat
     few, many = (_operations_of_shared_prefix(tmp_path, count) for count in (2, 12))
     assert few > 0
     assert many == few
+
+
+class _ProductRows(TorchDispatchMode):
+    """Rows of every product with weights, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """One operation."""
+        if func in (torch.ops.aten.linear.default, torch.ops.aten.mm.default):
+            self.rows.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["llama-untied", "deepseek"])
+def test_the_last_layer_goes_on_with_tokens_whose_logits_are_wanted(
+    kind: str, tmp_path: Path
+) -> None:
+    make_checkpoint(kind, tmp_path)
+    config = EngineConfig.from_options(
+        model=str(tmp_path), device="reference", dtype="float32", max_total_tokens=4096
+    )
+    engine, facts = start(config)
+    for name in ("a", "b"):
+        _add(engine, facts, name, np.arange(2, 22, dtype=np.int32))
+    seen = _ProductRows()
+    with seen:
+        engine.step()
+    before, after = seen.rows.count(40), seen.rows.count(2)
+    assert before + after == len(seen.rows)
+    # The last layer's output projection, gate and up, down, and the head; more with experts.
+    assert seen.rows[-4:] == [2, 2, 2, 2]
+    assert before > after >= 4

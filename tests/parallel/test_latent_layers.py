@@ -12,6 +12,7 @@ from chiplet.config import ModelConfig
 from chiplet.errors import ConfigError
 from chiplet.layers.attention import AttentionInputs
 from chiplet.layers.rotary import RotaryEmbedding
+from chiplet.layers.rows import every_row
 from chiplet.models.deepseek import DeepseekLayer
 from chiplet.models.deepseek_config import DeepseekConfig, read_config
 from chiplet.parallel.group import ONE_RANK, RankGroup
@@ -65,7 +66,7 @@ def attended(ranks: RankGroup, num_heads: int = HEADS, q_rank: int | None = 24) 
     kv = torch.zeros(layout.shape(layer.attention.attend.request.kv, 2))
     x = torch.randn(TOKENS, HIDDEN, generator=random)
     inputs = AttentionInputs([kv], {"global": impl.plan(batch, layout)})
-    return layer(x, None, batch.positions, inputs)[0]
+    return layer(x, None, batch.positions, inputs, every_row)[0]
 
 
 @pytest.mark.parametrize("q_rank", [24, None])

@@ -64,6 +64,14 @@ def test_a_whole_prompt_is_bound_by_arithmetic_and_a_token_by_bytes():
     prompt = prefill_work(model, *BFLOAT16, num_requests=1, context=8192)
     assert prompt.floor_s(rates) == pytest.approx(prompt.flops / 784e12)
     assert 0.160 < prompt.floor_s(rates) < 0.176
+    ones = prefill_work(model, *BFLOAT16, num_requests=8192, context=1)
+    body = 32 * (4096 * (4096 + 1024) * 2 + 3 * 4096 * 14336)
+    scores = 32 * 4096 / 2 * 2
+    assert ones.flops == pytest.approx(2 * 8192 * (body + scores + 128256 * 4096))
+    # One prompt: of the last of 32 layers all but one token need keys and values alone.
+    layer = 4096 * 4096 * 2 + 3 * 4096 * 14336 + 2 * 4096 * 4096
+    rows = 2 * 8192 * (body + 32 * 2 * 4096 * 4096) + 2 * 128256 * 4096
+    assert prompt.flops == pytest.approx(rows - 2 * 8191 * layer)
     token = decode_work(model, *BFLOAT16, num_requests=1, context=1024)
     assert token.floor_s(rates) == pytest.approx(token.num_bytes / 3e12)
     assert Work(3e12, 0).floor_s(rates) == 1

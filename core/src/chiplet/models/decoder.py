@@ -14,6 +14,7 @@ from chiplet.layers.context import LayerContext
 from chiplet.layers.embedding import TABLE, Embedding
 from chiplet.layers.linear import Linear
 from chiplet.layers.norm import RmsNorm
+from chiplet.layers.rows import Rows, every_row
 from chiplet.layers.weights import WeightMap, WeightTarget
 from chiplet.parallel.sharding import Shard
 
@@ -39,9 +40,17 @@ class DecoderLayer(Protocol):
         ...
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        positions: Tensor,
+        attention: AttentionInputs,
+        wanted: Rows,
     ) -> tuple[Tensor, Tensor]:
-        """The layer's contribution, and the residual that it is still to be added to."""
+        """The layer's contribution, and the residual that it is still to be added to.
+
+        Of all tokens keys and values are cached; results are those of the wanted ones.
+        """
         ...
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:
@@ -76,10 +85,13 @@ class Decoder:
     def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
         """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
         x, residual = self._embedding(batch.token_ids), None
-        for layer in self._layers:
-            x, residual = layer(x, residual, batch.positions, attention)
+        *layers, last = self._layers
+        for layer in layers:
+            x, residual = layer(x, residual, batch.positions, attention, every_row)
+        # Of the last layer nobody sees the others: most of a prompt's tokens end at its attention.
+        x, residual = last(x, residual, batch.positions, attention, batch.at_logit_rows)
         x, _ = self._norm(x, residual)
-        return self._head(batch.at_logit_rows(x))
+        return self._head(x)
 
     def attention_layers(self) -> Sequence[PagedAttention]:
         """Layers that own pages, in the order of their KV tensors."""

@@ -20,6 +20,7 @@ from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.moe import SparseMlp
 from chiplet.layers.norm import RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
+from chiplet.layers.rows import Rows
 from chiplet.layers.weights import WeightTarget
 from chiplet.models.decoder import LAYERS, Decoder
 from chiplet.models.deepseek_config import DeepseekConfig
@@ -131,15 +132,17 @@ class LatentAttention:
         self._prefix = context.prefix
         self._sizes = (latent.rank, latent.rotary_dim)
 
-    def __call__(self, x: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
-        """Shapes: x and result `[num_tokens, hidden_size]`; positions `[num_tokens] int32`."""
+    def __call__(
+        self, x: Tensor, positions: Tensor, attention: AttentionInputs, wanted: Rows
+    ) -> Tensor:
+        """Shapes: x `[num_tokens, hidden_size]`; returns `[num_wanted, hidden_size]`."""
         q, q_rotary = self.queries(x)
         rows, k_rotary = self.kv_down_proj(x).split(self._sizes, dim=1)
         rows, _ = self.kv_norm(rows.contiguous(), None)
         q_rotary, k_rotary = self._rotary(q_rotary, k_rotary.unsqueeze(1), positions)
         q = torch.cat([self.heads.queries(q), q_rotary], dim=2)
         k = torch.cat([rows.unsqueeze(1), k_rotary], dim=2)
-        attended = self.attend(q, k, k, attention)
+        attended = wanted(self.attend(q, k, k, attention))
         return self.o_proj(self.heads.values(attended).flatten(1))
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:
@@ -209,12 +212,17 @@ class DeepseekLayer:
         self._prefix = context.prefix
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        positions: Tensor,
+        attention: AttentionInputs,
+        wanted: Rows,
     ) -> tuple[Tensor, Tensor]:
-        """The layer's contribution, and the residual that it is still to be added to."""
+        """See `chiplet.models.decoder.DecoderLayer`."""
         x, residual = self.input_norm(x, residual)
-        x = self.attention(x, positions, attention)
-        x, residual = self.mlp_norm(x, residual)
+        x = self.attention(x, positions, attention, wanted)
+        x, residual = self.mlp_norm(x, wanted(residual))
         return self.mlp(x), residual
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:

@@ -19,6 +19,7 @@ from chiplet.layers.mlp import GatedMlp
 from chiplet.layers.moe import SparseMlp
 from chiplet.layers.norm import HeadNorm, RmsNorm
 from chiplet.layers.rotary import RotaryEmbedding
+from chiplet.layers.rows import Rows
 from chiplet.layers.weights import WeightTarget
 from chiplet.models.decoder import LAYERS, Decoder
 from chiplet.parallel.sharding import Shard
@@ -70,13 +71,15 @@ class LlamaAttention:
         }
         self._rotary = rotary
 
-    def __call__(self, x: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
-        """Shapes: x and result `[num_tokens, hidden_size]`; positions `[num_tokens] int32`."""
+    def __call__(
+        self, x: Tensor, positions: Tensor, attention: AttentionInputs, wanted: Rows
+    ) -> Tensor:
+        """Shapes: x `[num_tokens, hidden_size]`; returns `[num_wanted, hidden_size]`."""
         q, k, v = self.attend.split(self.qkv_proj(x))
         if self.norms:
             q, k = self.norms["q_norm"](q), self.norms["k_norm"](k)
         q, k = self._rotary(q, k, positions)
-        return self.o_proj(self.attend(q, k, v, attention).flatten(1))
+        return self.o_proj(wanted(self.attend(q, k, v, attention)).flatten(1))
 
 
 class LlamaLayer:
@@ -98,12 +101,17 @@ class LlamaLayer:
         self._expert_names = EXPERT_NAMES.get(config.architecture, EXPERT_NAMES[""])
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, positions: Tensor, attention: AttentionInputs
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        positions: Tensor,
+        attention: AttentionInputs,
+        wanted: Rows,
     ) -> tuple[Tensor, Tensor]:
-        """The layer's contribution, and the residual that it is still to be added to."""
+        """See `chiplet.models.decoder.DecoderLayer`."""
         x, residual = self.input_norm(x, residual)
-        x = self.attention(x, positions, attention)
-        x, residual = self.mlp_norm(x, residual)
+        x = self.attention(x, positions, attention, wanted)
+        x, residual = self.mlp_norm(x, wanted(residual))
         return self.mlp(x), residual
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:

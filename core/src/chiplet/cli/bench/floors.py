@@ -101,6 +101,9 @@ def prefill_work(
     weights = _body_weights(model, tokens) * _bytes_per_weight(dtype, quantization)
     # A token sees half of its prompt on average, and one row of logits is computed for each.
     flops = tokens * _token_flops(model, context / 2, heads=1 / context)
+    # Of the last layer all tokens but the one have keys and values only.
+    needless = _layer_products(model, context / 2) - _key_weights(model)
+    flops -= 2 * (tokens - num_requests) * needless
     return Work(weights + _head_weights(model) * _bytes_per_weight(dtype, head), flops)
 
 
@@ -114,8 +117,12 @@ def _bytes_per_weight(dtype: Dtype, quantization: str) -> float:
 
 
 def _attention_weights(model: ModelConfig) -> int:
-    heads = 2 * (model.num_heads + model.num_kv_heads)
-    return model.hidden_size * heads * model.head_dim
+    return 2 * model.hidden_size * model.num_heads * model.head_dim + _key_weights(model)
+
+
+def _key_weights(model: ModelConfig) -> int:
+    """Of a layer's keys and values."""
+    return 2 * model.hidden_size * model.num_kv_heads * model.head_dim
 
 
 def _body_weights(model: ModelConfig, num_tokens: int) -> float:
@@ -137,6 +144,11 @@ def _head_weights(model: ModelConfig) -> int:
 
 def _token_flops(model: ModelConfig, seen: float, *, heads: float) -> float:
     """Of one token that sees some tokens, and of its share of logits."""
+    return 2 * (model.num_layers * _layer_products(model, seen) + heads * _head_weights(model))
+
+
+def _layer_products(model: ModelConfig, seen: float) -> float:
+    """Multiplications of a layer for one token that sees some tokens."""
     width = 3.0 * model.hidden_size
     if model.experts is None:
         mlp = width * model.intermediate_size
@@ -144,8 +156,7 @@ def _token_flops(model: ModelConfig, seen: float, *, heads: float) -> float:
         mlp = width * model.experts.intermediate_size * model.experts.top_k
         mlp += model.hidden_size * model.experts.num_experts
     scores = 2.0 * seen * model.num_heads * model.head_dim
-    layer = _attention_weights(model) + mlp + scores
-    return 2 * (model.num_layers * layer + heads * _head_weights(model))
+    return _attention_weights(model) + mlp + scores
 
 
 def _rate(
