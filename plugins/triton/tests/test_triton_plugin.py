@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from chiplet.api import (
     Activations,
@@ -14,10 +15,12 @@ from chiplet.api import (
     Coding,
     DeviceProbe,
     Dtype,
+    Feature,
     Granularity,
     KvCoding,
     KvSpec,
     LinearRequest,
+    LinearWeights,
     No,
     Op,
     OpRequest,
@@ -112,7 +115,7 @@ PER_GROUP = {"activations": Activations.PER_TOKEN_GROUP}
 
 
 def assess(scheme, in_features=256, capability="9.0"):
-    (linear,) = plugin.linear(device=device(capability=capability))
+    linear, _ = plugin.linear(device=device(capability=capability))
     request = LinearRequest(
         role="x",
         in_features=in_features,
@@ -168,3 +171,19 @@ def test_what_has_no_e4m3_in_its_products_is_served_everywhere(scheme):
 )
 def test_other_schemes_are_refused_with_a_reason(verdict, reason):
     assert reason in verdict.reasons[0].text
+
+
+@pytest.mark.parametrize(("out_features", "most"), [(4096, 32), (28672, 64)])
+def test_many_rows_of_plain_weights_are_left_to_torch_or_a_vendor(out_features, most):
+    few, many = plugin.linear(device=device())
+    request = LinearRequest(
+        role="x", in_features=4096, out_features=out_features, dtype=Dtype.BFLOAT16
+    )
+    assert few.assess(request).max_tokens == most
+    assert many.assess(request).max_tokens is None
+    assert few.assess(request).score > many.assess(request).score
+    assert many.accepts == {Feature.BIAS}
+    x, weight = torch.randn(5, 16), torch.randn(7, 16)
+    impl = many.build(request, None)
+    made = impl.run(x, impl.pack(LinearWeights(scheme=None, weight=weight)))
+    torch.testing.assert_close(made, x @ weight.T)

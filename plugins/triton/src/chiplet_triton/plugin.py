@@ -16,11 +16,12 @@ def attention(device: api.DeviceProbe) -> list[api.AttentionProvider]:
 
 @api.hookimpl
 def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
-    """Products of a few rows with a large weight."""
+    """Products of a few rows with a large weight, and of many."""
     from chiplet_triton.device import traits_of  # noqa: PLC0415
+    from chiplet_triton.linear.many_rows import TorchLinearProvider  # noqa: PLC0415
     from chiplet_triton.linear.skinny import TritonLinearProvider  # noqa: PLC0415
 
-    return [TritonLinearProvider(traits_of(device))]
+    return [TritonLinearProvider(traits_of(device)), TorchLinearProvider()]
 
 
 @api.hookimpl

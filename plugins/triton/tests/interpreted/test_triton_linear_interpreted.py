@@ -37,7 +37,7 @@ DTYPES = (Dtype.FLOAT32, Dtype.FLOAT16)
 @pytest.mark.parametrize("num_tokens", [1, 2, 4, 7, 33])
 @pytest.mark.parametrize(("k", "n"), [(300, 65), (1024, 16)])
 def test_linear(k, n, num_tokens, dtype):
-    (provider,) = plugin.linear(device=DEVICE)
+    provider, _ = plugin.linear(device=DEVICE)
     request = LinearRequest(
         role="x", in_features=k, out_features=n, dtype=dtype, has_bias=num_tokens % 2 == 0
     )
@@ -48,7 +48,7 @@ def test_linear(k, n, num_tokens, dtype):
 @pytest.mark.parametrize("num_tokens", [1, 5, 70])
 @pytest.mark.parametrize(("k", "n"), [(300, 130), (2304, 34)])
 def test_gated_linear(k, n, num_tokens, dtype):
-    (provider,) = plugin.linear(device=DEVICE)
+    provider, _ = plugin.linear(device=DEVICE)
     request = LinearRequest(
         role="x",
         in_features=k,
@@ -69,7 +69,7 @@ SERVED_SCHEMES.remove(WeightScheme(coding=Coding.INT4, granularity=Granularity.C
 
 
 def check_scheme(scheme, sizes, *, num_tokens, dtype):
-    (provider,) = plugin.linear(device=DEVICE)
+    provider, _ = plugin.linear(device=DEVICE)
     request = LinearRequest(
         role="x",
         in_features=sizes[0],
@@ -136,7 +136,7 @@ def test_fp4_is_unpacked_as_it_is_defined(group_size):
     request = LinearRequest(
         role="x", in_features=k, out_features=n, dtype=Dtype.FLOAT32, scheme=scheme
     )
-    (provider,) = plugin.linear(device=DEVICE)
+    provider, _ = plugin.linear(device=DEVICE)
     impl = provider.build(request, CONTEXT)
     plain = impl._plain(impl.pack(weights), torch.float32)
     nibbles = torch.stack([weights.weight & 15, weights.weight >> 4], dim=-1).flatten(1).long()
