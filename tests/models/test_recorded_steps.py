@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,26 @@ def test_recorded_steps_equal_eager_ones(
                     [each.logprob for each in theirs.logprobs or ()], abs=1e-4
                 )
     assert watch.num_launches > (20 if prepare_first else 0)
+
+
+def test_no_shape_of_step_needs_torchs_compiler(tmp_path: Path) -> None:
+    # It would come into every server in the middle of its first requests.
+    make_checkpoint("mistral", tmp_path)
+    code = f"""
+import sys
+from chiplet.config import EngineConfig
+from chiplet.worker import start
+start(EngineConfig.from_options(
+    model={str(tmp_path)!r}, device="cpu", dtype="float32", context_length=128,
+    max_running_requests=3, chunked_prefill_size=32, prepare_first=True, self_check=False,
+))
+found = sorted({{"torch._dynamo", "torch._inductor", "sympy"}} & set(sys.modules))
+assert not found, found
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_step_that_cannot_be_recorded_runs_all_the_same(

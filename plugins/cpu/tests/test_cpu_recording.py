@@ -54,6 +54,34 @@ def test_repetition_follows_its_inputs(norm):
 
 
 @torch.inference_mode()
+def test_results_have_the_shapes_and_types_of_torchs(norm):
+    wide, tall, mask = torch.randn(3, 1, 5), torch.randn(4, 5).half(), torch.rand(4, 1) > 0.5
+    whole, places = torch.arange(20).view(4, 5), torch.zeros(2, 3, dtype=torch.long)
+    one, none = torch.tensor(2.0, dtype=torch.float64), torch.zeros(0, 5)
+
+    def step():
+        yield from (wide + tall, tall + one, whole * 2.5, whole // (whole + 1), wide > one)
+        yield from (mask & (whole > 3), wide.masked_fill(mask, 0), torch.where(mask, whole, 1.5))
+        yield from (none + one, none.exp(), torch.log_softmax(tall, 0), wide.softmax(-1))
+        yield from (torch.ones_like(tall), torch.zeros_like(whole, dtype=torch.int8))
+        yield from (torch.full_like(mask, 1), whole.gather(1, places))
+        for dim in (0, 1, -1):
+            yield from tall.topk(2, dim=dim)
+        yield from whole.topk(3)
+
+    expected = list(step())
+    recorder = Recorder(Arena())
+    with recorder:
+        recorded = list(step())
+    for entry in recorder.entries:
+        entry()
+    for ours, theirs in zip(recorded, expected, strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert torch.equal(ours, theirs)
+    native.library.tape_drop(recorder.tape)
+
+
+@torch.inference_mode()
 def test_results_of_torch_live_in_the_arena_and_no_longer_than_in_the_step(norm):
     # Of their own memory, large batches with penalties kept a gigabyte each for ever.
     width = 1 << 18
