@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
@@ -85,7 +86,9 @@ class Arena:
         while True:
             if self._chunk == len(self._chunks):
                 wanted = max(size_bytes + _ALIGNMENT, _CHUNK_BYTES)
-                self._chunks.append(np.zeros(wanted, dtype=np.uint8))
+                # A mapping of its own: in a thread's heap the C library would write the zeros.
+                pages = mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self._chunks.append(np.frombuffer(pages, dtype=np.uint8))
             chunk = self._chunks[self._chunk]
             start = self._used_bytes or -chunk.ctypes.data % _ALIGNMENT
             if start + size_bytes <= chunk.nbytes:
