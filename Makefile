@@ -47,7 +47,7 @@ test: $(DONE)/dev model ## Run all tests that need no accelerator
 	$(call say,"Tests")
 	@$(PYTEST) -m "$(WITHOUT_HARDWARE)" $(PYTEST_FLAGS)
 
-check: $(DONE)/dev ## Format, lint, types, import contracts, and the quick tests
+check: $(DONE)/dev ## Format, lint, types, import contracts; and the quick tests, unless test is made too
 	$(call say,"Format and lint")
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -55,8 +55,10 @@ check: $(DONE)/dev ## Format, lint, types, import contracts, and the quick tests
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	$(call say,"Import contracts")
 	@$(BIN)/lint-imports
+ifeq ($(filter test,$(MAKECMDGOALS)),)
 	$(call say,"Quick tests: no hardware and no model")
 	@$(PYTEST) -m "$(QUICK)" $(PYTEST_FLAGS)
+endif
 
 format: $(DONE)/dev ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
