@@ -75,6 +75,7 @@ def test_a_whole_prompt_is_bound_by_arithmetic_and_a_token_by_bytes():
     token = decode_work(model, *BFLOAT16, num_requests=1, context=1024)
     assert token.floor_s(rates) == pytest.approx(token.num_bytes / 3e12)
     assert Work(3e12, 0).floor_s(rates) == 1
+    assert Work(3e12, 0).floor_s(rates.of_ranks(4)) == 0.25
 
 
 def test_busy_time_counts_overlapping_kernels_once():

@@ -17,7 +17,7 @@ def _resident_code_kib() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no Linux")
-def test_code_is_resident_again_only_where_it_is_used():
+def test_code_is_resident_again_only_where_it_is_used() -> None:
     x = torch.randn(64, 64)
     expected = (x @ x).softmax(-1)
     before = _resident_code_kib()
@@ -27,6 +27,8 @@ def test_code_is_resident_again_only_where_it_is_used():
     assert torch.equal((x @ x).softmax(-1), expected)
 
 
-def test_a_system_that_tells_nothing_keeps_its_pages(monkeypatch, tmp_path):
+def test_a_system_that_tells_nothing_keeps_its_pages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("chiplet_cpu.code_pages._MAPS", tmp_path / "missing")
     assert release_code() == 0

@@ -33,6 +33,10 @@ class Ceilings:
     bytes_per_s: float
     flops_per_s: float
 
+    def of_ranks(self, num_ranks: int) -> Ceilings:
+        """What so many ranks do together, each as fast as this one was while the others waited."""
+        return Ceilings(self.bytes_per_s * num_ranks, self.flops_per_s * num_ranks)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

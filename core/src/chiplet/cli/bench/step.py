@@ -131,6 +131,7 @@ class _Bench:
         engine, facts = start(config, begin_choice(plugins, config.device))
         # Afterwards, because what is cached of its memory would count as the engine's.
         ceilings = measure_ceilings(platform, getattr(torch, facts.dtype))
+        ceilings = ceilings.of_ranks(config.device.tensor_parallel_size)
         return cls(engine, facts, model, ceilings, config, options.steps)
 
     @property

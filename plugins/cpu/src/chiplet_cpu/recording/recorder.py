@@ -179,10 +179,9 @@ def _outline(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     elif func is torch.ops.aten.gather.default:
         shape = args[2].shape
     elif func is torch.ops.aten.topk.default:
-        tensor, k, dim, *others = *args, *(-1,)[len(args) - 2 :]
-        shape = list(tensor.shape)
-        shape[dim] = k
-        args = (tensor, 0, dim, *others)
+        shape = list(args[0].shape)
+        shape[args[2] if len(args) > 2 else -1] = args[1]
+        args = (args[0], 0, *args[2:])
     if shape is not None:
         args, kwargs = tree_map_only(Tensor, _without_elements, (args, kwargs))
         return tree_map_only(Tensor, partial(_spread, shape=shape), func(*args, **kwargs))
