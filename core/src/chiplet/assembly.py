@@ -34,6 +34,7 @@ from chiplet.plugins import (
 )
 from chiplet.plugins.agreement import choose_together
 from chiplet.plugins.autotune.session import tuning
+from chiplet.plugins.foresight import foresee
 from chiplet.plugins.self_check import SelfCheck
 from chiplet.resolution import resolve
 from chiplet.runner.batch_builder import BatchBuilder
@@ -130,9 +131,9 @@ def assemble(
         )
         model_class = find_model(plugins.model_entries(), checkpoint.config.architecture)
 
-        def make_parts(ranks: RankGroup) -> tuple[CausalLM, Sampler]:
-            context = _layer_context(config, plugins, checkpoint, selector, chosen.platform, ranks)
-            sampler = Sampler(selector, Dtype(config.model.dtype), ranks)
+        def make_parts(ranks: RankGroup, bindings: Selector = selector) -> tuple[CausalLM, Sampler]:
+            context = _layer_context(config, plugins, checkpoint, bindings, chosen.platform, ranks)
+            sampler = Sampler(bindings, Dtype(config.model.dtype), ranks)
             model = model_class(checkpoint.config, context)
             check_groups(model.attention_layers())
             return model, sampler
@@ -158,13 +159,14 @@ def _choose(
     selector: Selector,
     platform: Platform,
     make_group: Callable[[], Group],
-    make_parts: Callable[[RankGroup], tuple[CausalLM, Sampler]],
+    make_parts: Callable[[RankGroup, Selector], tuple[CausalLM, Sampler]],
 ) -> tuple[Group, tuple[CausalLM, Sampler]]:
     """Group, model and sampler of what is chosen, by all ranks alike, and connected."""
 
     def make() -> tuple[Group, tuple[CausalLM, Sampler]]:
         group = make_group()
-        return group, make_parts(group.ranks)
+        foresee(selector, platform, partial(make_parts, group.ranks))
+        return group, make_parts(group.ranks, selector)
 
     if seat.meeting is None:
         made = make()
@@ -172,7 +174,7 @@ def _choose(
         return made
     before, parts = choose_together(selector, seat.meeting, make)
     group = connected(before, seat, selector, platform)
-    return group, parts if group is before else make_parts(group.ranks)
+    return group, parts if group is before else make_parts(group.ranks, selector)
 
 
 def plugin_readers(plugins: PluginSet) -> Readers:

@@ -69,6 +69,7 @@ from chiplet.api.platform import (
     HostFacts,
     MemoryInfo,
     Platform,
+    ThreadedPlatform,
 )
 from chiplet.api.proposals import Check, CheckStatus, Proposal
 from chiplet.api.provider import BuildContext, Provider
@@ -180,6 +181,7 @@ __all__ = [
     "StoredFormat",
     "StoredMatrix",
     "StoredTensor",
+    "ThreadedPlatform",
     "Tier",
     "Topology",
     "Verdict",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from chiplet.api.executable import Executable, ShapeBucket, Step, StepLimits
 
@@ -173,3 +173,19 @@ class Platform(Protocol):
                 that no other bucket serves.
         """
         ...
+
+
+@runtime_checkable
+class ThreadedPlatform(Protocol):
+    """What a platform adds whose implementations may run in several threads at a time.
+
+    Core compares what it chose with the reference at start; so many comparisons then run side by
+    side, and what they compile is compiled side by side. Those of one family and provider, or of
+    one operation and provider, still run one after another, since they share kernels. Each thread
+    calls `activate` first.
+
+    Attributes:
+        num_check_threads: comparisons at a time, at least 1.
+    """
+
+    num_check_threads: int

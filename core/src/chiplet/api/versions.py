@@ -4,6 +4,7 @@ A minor step adds what an older plugin need not know: optional fields, features,
 beside others. A major step changes what a plugin must do. docs/compatibility.md has the whole
 promise, and tests/fossils/ what keeps it.
 
+platform 1.1: `ThreadedPlatform`, for comparisons side by side at start.
 attention 1.1: `Part`. 1.2: `tree_bits`, `CapturingAttention`, `KvSpec.value_dim`.
 linear 1.1: `LinearRequest.is_gated` and `GatedLinear`, for gates applied by the product itself.
 ops 1.1: `Op.MASK_TOKENS`, for grammars.
@@ -17,7 +18,7 @@ models 1.3: `AttentionVariant.value_dim`, groups and scale of `ExpertsConfig`, Y
 from __future__ import annotations
 
 INTERFACE_VERSIONS: dict[str, tuple[int, int]] = {
-    "platform": (1, 0),
+    "platform": (1, 1),
     "attention": (1, 2),
     "linear": (1, 1),
     "ops": (1, 1),

@@ -8,9 +8,10 @@ or computes something else than the reference, the next is taken.
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from chiplet.api import (
     AttentionImpl,
@@ -23,13 +24,11 @@ from chiplet.api import (
     MoeImpl,
     MoeRequest,
     No,
-    Numerics,
     Op,
     OpImpl,
     OpRequest,
     StepCompiler,
     Topology,
-    Yes,
 )
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.config import DeviceOptions
@@ -43,12 +42,12 @@ from chiplet.plugins.candidates import (
     operation_of,
     summary_of,
 )
+from chiplet.plugins.comparison import Built, Compared, Comparer, Judge
 from chiplet.plugins.contest import Contest, Seat
 from chiplet.plugins.device import ChosenDevice
 from chiplet.plugins.dispatch import SizedLinear, sized_op
 from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.parts import common_layouts, parted_attention
-from chiplet.plugins.patience import patience
 from chiplet.plugins.pins import parse_denials, parse_pins
 from chiplet.plugins.plan import Choice, SelectionPlan
 from chiplet.plugins.plan_lock import PlanFile, PlanLock
@@ -61,25 +60,6 @@ logger = logging.getLogger(__name__)
 HOT_OPERATIONS = frozenset(
     f"ops/{op}" for op in (Op.RMS_NORM, Op.ADD_RMS_NORM, Op.ROTARY, Op.SILU_MUL, Op.SAMPLE)
 )
-
-
-CheckedRequest = AttentionRequest | LinearRequest | MoeRequest | OpRequest
-"""What a judge can compare alone. Collectives are compared once all ranks are connected, see
-`chiplet.plugins.agreement`; a compiler's work is what all others are compared by."""
-
-
-class Judge(Protocol):
-    """Compares an implementation with the reference; see `chiplet.plugins.self_check`."""
-
-    def checkable(self, request: CheckedRequest) -> CheckedRequest:
-        """What is compared in a request's place: itself, or a part if it is too large."""
-        ...
-
-    def compare(
-        self, request: CheckedRequest, impl: Any, reference: Any, numerics: Numerics
-    ) -> str:
-        """What is wrong with the implementation, or an empty text. Never raises."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +93,13 @@ class _Binding:
 
 
 class Selector:
-    """Answers requests with implementations; see `chiplet.layers.bindings.Bindings`."""
+    """Answers requests with implementations; see `chiplet.layers.bindings.Bindings`.
+
+    Attributes:
+        comparer: compares what is built with the reference.
+        foreseen: outcomes of comparisons to come, by request and provider; see
+            `chiplet.plugins.foresight`.
+    """
 
     def __init__(
         self,
@@ -143,7 +129,6 @@ class Selector:
         self._plugin_set = plugin_set
         self._chosen = chosen
         self._is_strict = options.strict
-        self._judge = judge
         self._tuner = tuner
         self._candidates = gather_candidates(
             plugin_set,
@@ -156,6 +141,8 @@ class Selector:
         self._denials = parse_denials(options, self._pins)
         self._lock = self._open_lock(options)
         self._bindings: dict[Request, _Binding] = {}
+        self.comparer = Comparer(judge, self._context)
+        self.foreseen: dict[tuple[Request, str], Compared] = {}
         self._known: set[Request] = set()
         self._warned: set[str] = set()
         self._is_sealed = False
@@ -241,6 +228,15 @@ class Selector:
             *self._platform_identity(),
             tuple(replace(each.choice, num_uses=each.num_uses) for each in bindings),
         )
+
+    @property
+    def scout(self) -> Selector:
+        """One with the same candidates that trusts everybody: it shows what is asked for."""
+        other = copy(self)  # warns of nothing that this one has warned of, and the other way round
+        other.comparer = Comparer(None, self._context)
+        other._tuner = None
+        other._bindings = {}
+        return other
 
     @property
     def bound(self) -> tuple[Bound, ...]:
@@ -342,40 +338,24 @@ class Selector:
         if name in contest.impls:
             return True
         try:
-            impl = candidate.build(contest.request, self._context)
-            fault, contest.checks[name] = self._compared(contest, candidate, impl)
+            ready = self.foreseen.pop((contest.request, name), None)
+            if ready is None:
+                impl = candidate.build(contest.request, self._context)
+                verdict = contest.verdicts[name][1]
+                ready = self.comparer.compare(Built(contest.request, candidate, verdict, impl))
+            contest.checks[name] = ready.outcome
         except FAULTS as error:
             text = f"build raised {type(error).__name__}: {error}"
             logger.warning("%s: provider %s: %s", operation, name, text)
             contest.refuse(name, No.because("build", text))
             return False
-        if fault:
-            text = f"self-check: {fault}"
+        if ready.fault:
+            text = f"self-check: {ready.fault}"
             logger.warning("%s: provider %s is not used; %s", operation, name, text)
             contest.refuse(name, No.because("self-check", text))
             return False
-        contest.impls[name] = impl
+        contest.impls[name] = ready.impl
         return True
-
-    def _compared(self, contest: Contest, candidate: Candidate, impl: Any) -> tuple[str, str]:
-        """What is wrong with an implementation, and the outcome in a word."""
-        if candidate.plugin.is_core:
-            return "", "is the reference"
-        request = contest.request
-        if self._judge is None or not isinstance(request, CheckedRequest):
-            return "", "not run"
-        verdict = contest.verdicts[candidate.name][1]
-        part = self._judge.checkable(request)
-        if part != request:
-            verdict = candidate.assess(part)
-            if isinstance(verdict, No):
-                return "", "not run, too large"
-            impl = candidate.build(part, self._context)
-        numerics = verdict.numerics if isinstance(verdict, Yes) else Numerics.EXACT
-        reference = self._context.reference(part)
-        with patience(f"the self-check of provider {candidate.name} for {contest.operation}"):
-            fault = self._judge.compare(part, impl, reference, numerics)
-        return fault, "" if fault else "equal" if part == request else "equal in a part"
 
     def _mind_reference(self, operation: str) -> None:
         """Warn, once per operation, that core's own kernel serves a hot operation."""

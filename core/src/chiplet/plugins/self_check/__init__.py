@@ -20,8 +20,8 @@ from chiplet.api import (
     OpRequest,
     Platform,
 )
+from chiplet.plugins.comparison import CheckedRequest
 from chiplet.plugins.isolation import FAULTS
-from chiplet.plugins.selection import CheckedRequest
 from chiplet.plugins.self_check.attention import run_attention
 from chiplet.plugins.self_check.linear import expected_of_linear, run_linear
 from chiplet.plugins.self_check.moe import bounded_moe, run_moe
