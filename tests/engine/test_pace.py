@@ -88,13 +88,16 @@ class TimedStep:
         return self.pending.wait()
 
 
-def started(monkeypatch: pytest.MonkeyPatch, *, slots: int = 4) -> tuple[Engine, Device]:
+def started(
+    monkeypatch: pytest.MonkeyPatch, *, slots: int = 4, is_host_free: bool = True
+) -> tuple[Engine, Device]:
     kv = KvManager(num_pages=64, page_size=16, radix_cache=True)
     options = ScheduleOptions(max_running_requests=slots)
     device = Device(
         FakeRunner(num_pages=64, page_size=16, num_slots=slots, vocab_size=1009), monkeypatch
     )
-    engine = Engine(Scheduler(options, kv, context_length=1024), device)
+    scheduler = Scheduler(options, kv, context_length=1024)
+    engine = Engine(scheduler, device, is_host_free=is_host_free)
     engine.add(make_request("first", [1, 2, 3], SamplingParams(max_tokens=100)))
     for _ in range(4):
         engine.step()
@@ -125,4 +128,9 @@ def test_the_plan_waits_for_nobody_when_no_slot_is_free_or_the_device_is(monkeyp
 def test_an_output_is_not_kept_waiting(monkeypatch):
     engine, _ = started(monkeypatch)
     engine.abort("first")
+    assert engine.spare_s() == 0
+
+
+def test_no_plan_waits_where_this_process_computes_the_steps(monkeypatch):
+    engine, _ = started(monkeypatch, is_host_free=False)
     assert engine.spare_s() == 0

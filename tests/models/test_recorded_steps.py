@@ -13,13 +13,18 @@ import pytest
 from chiplet.api import HostInputs, Step, StepOutputs
 from chiplet.config import DeviceOptions, EngineConfig
 from chiplet.plugins import choose_device, discover
+from chiplet.sampling_params import SamplingParams
+from chiplet_cpu import native
+from chiplet_cpu.recording.lane import Lane
 from tests.models.test_overlap import KINDS_OF_SAMPLING
 from tests.models.tiny import VOCAB_SIZE, Collected, make_checkpoint, run_engine
 
 CPU: Any = choose_device(discover(DeviceOptions()), DeviceOptions(device="cpu")).platform
 
 
-def _run(folder: Path, **options: object) -> list[Collected]:
+def _run(
+    folder: Path, kinds: list[SamplingParams] = KINDS_OF_SAMPLING * 3, **options: object
+) -> list[Collected]:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(2, VOCAB_SIZE, size).tolist() for size in rng.integers(1, 60, 18)]
     defaults: dict[str, object] = {
@@ -33,7 +38,7 @@ def _run(folder: Path, **options: object) -> list[Collected]:
         "prepare_first": True,
     }
     config = EngineConfig.from_options(**(defaults | options))
-    return run_engine(config, prompts, KINDS_OF_SAMPLING * 3)
+    return run_engine(config, prompts, kinds)
 
 
 class Watch:
@@ -96,6 +101,29 @@ assert not found, found
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_steps_that_run_while_python_goes_on_equal_eager_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    make_checkpoint("mistral", tmp_path)
+    launched: list[bool] = []
+    launch = Lane.launch
+
+    def watched(*given: Any) -> bool:
+        launched.append(launch(*given))
+        return launched[-1]
+
+    monkeypatch.setattr(Lane, "launch", watched)
+    # Alone at first, then among steps that need Python.
+    kinds = KINDS_OF_SAMPLING[:3:2] * 6 + KINDS_OF_SAMPLING
+    use = ("linear=native",) if native.is_available() else ()
+    expected = _run(tmp_path, kinds, eager=True, use=use)
+    assert not launched
+    got = _run(tmp_path, kinds, use=use)
+    assert [each.token_ids for each in got] == [each.token_ids for each in expected]
+    assert sum(launched) > 20 or not native.is_available()
 
 
 def test_a_step_that_cannot_be_recorded_runs_all_the_same(

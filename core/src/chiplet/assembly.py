@@ -87,6 +87,11 @@ class Assembly:
         return self.chosen.platform
 
     @property
+    def is_host_free(self) -> bool:
+        """Whether the device computes without this process; main memory never does."""
+        return self.platform.torch_device.type != "cpu"
+
+    @property
     def model_config(self) -> ModelConfig:
         """Facts about the checkpoint."""
         return self.checkpoint.config

@@ -88,6 +88,8 @@ class Engine:
         runner: Runner,
         recovery: Recovery | None = None,
         others: Others = NOBODY,
+        *,
+        is_host_free: bool = True,
     ) -> None:
         """Drive them.
 
@@ -96,11 +98,14 @@ class Engine:
             runner: runs plans.
             recovery: mends what a step breaks.
             others: what steps need beside this process.
+            is_host_free: whether the device computes without this process. Where it does not, who
+                waits for a step computes too, and no plan waits for arrivals.
         """
         self._others = others
         self._scheduler = scheduler
         self._runner = runner
         self._recovery = recovery
+        self._is_host_free = is_host_free
         self._in_flight: deque[_Launched] = deque()
         self._pace = Pace()
         # Outputs that no step brought, until the next call of `step`.
@@ -153,8 +158,11 @@ class Engine:
         """Seconds for which `step` may still wait without keeping the device idle.
 
         Who is added meanwhile takes part in the next step. 0 if the device, an output or a failure
-        waits, if no request that came now could take part, or if nobody knows.
+        waits or this process computes, if no request that came now could take part, or if nobody
+        knows.
         """
+        if not self._is_host_free:
+            return 0.0
         is_waiting = bool(self._outputs) or self._failure is not None or self._fault is not None
         if is_waiting or not self._scheduler.can_admit or self._is_next_done():
             return 0.0

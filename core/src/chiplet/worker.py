@@ -106,9 +106,11 @@ def _start(
     for line in facts.banner:
         _log.log(logging.WARNING if line in parts.chosen.warnings else logging.INFO, line)
     recovery = Recovery(parts, kv_pool, tables, runner)
+    is_free = parts.is_host_free
     if company is None:
-        return Engine(scheduler, runner, recovery), facts
-    return Engine(scheduler, LeadingRunner(runner, company), recovery, company), facts
+        return Engine(scheduler, runner, recovery, is_host_free=is_free), facts
+    leading = LeadingRunner(runner, company)
+    return Engine(scheduler, leading, recovery, company, is_host_free=is_free), facts
 
 
 def explain(config: EngineConfig) -> SelectionPlan:

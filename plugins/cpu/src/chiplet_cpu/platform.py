@@ -1,4 +1,4 @@
-"""The CPU platform: main memory, synchronous execution, as many threads as cores."""
+"""The CPU platform: main memory, recorded steps one ahead, a thread for each core."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from chiplet.api import (
     DeviceProbe,
-    DoneEvent,
     Event,
     Executable,
     Execution,
@@ -28,6 +27,7 @@ from chiplet_cpu.recording.arena import Arena
 from chiplet_cpu.recording.buckets import decode_buckets
 from chiplet_cpu.recording.executable import RecordedStep
 from chiplet_cpu.recording.huge_pages import HugePages
+from chiplet_cpu.recording.lane import Lane
 from chiplet_cpu.thread_trial import faster
 from chiplet_cpu.topology import read_nodes
 
@@ -49,6 +49,7 @@ class CpuPlatform:
         self._has_started = False
         self._arena = Arena()
         self._huge_pages = HugePages()
+        self._lane = Lane()
         self._instruction_sets = frozenset(device.facts.get("isa", "").split())
 
     def take_share(self, rank: int, num_ranks: int) -> str:
@@ -95,15 +96,19 @@ class CpuPlatform:
         return ("float32", "bfloat16", "float16")
 
     def record_event(self) -> Event:
-        """An event that is done already."""
-        return DoneEvent()
+        """The end of the steps that run behind Python's back; all else is done at once."""
+        return self._lane.event()
 
     def to_device_async(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor itself: it is there already."""
+        """The tensor itself, once no step runs: what steps use may be written next."""
+        self._lane.drain()
         return tensor
 
     def to_host_async(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy, so that the caller may go on to overwrite the tensor."""
+        if self._lane.gives(tensor):
+            return tensor  # in memory of its own
+        self._lane.drain()
         return tensor.clone()
 
     def buckets(self, limits: StepLimits) -> Sequence[ShapeBucket]:
@@ -111,8 +116,9 @@ class CpuPlatform:
         return decode_buckets(limits) if native.is_available() else ()
 
     def prepare(self, step: Step) -> Executable:
-        """The step, recorded."""
+        """The step, recorded, after those that still run."""
+        self._lane.drain()
         if not self._has_started:
             self._has_started = True
             release_code()  # what the start alone needed
-        return RecordedStep(step, self._arena, self._huge_pages)
+        return RecordedStep(step, self._arena, self._huge_pages, self._lane)

@@ -4,6 +4,7 @@
 #include "calls.h"
 #include "dispatch.h"
 #include "group.h"
+#include "lane.h"
 #include "memory.h"
 #include "pack.h"
 #include "pool.h"
@@ -23,7 +24,13 @@ void use_isa(const char* name) {
   if (!dispatch::use(name)) PyErr_Format(PyExc_ValueError, "instruction set '%s'", name);
 }
 
-void set_threads(int64_t count) { pool::set_threads((int)count); }
+// No step is left to a thread that is to work no more.
+void set_threads(int64_t count) {
+  PyThreadState* state = PyEval_SaveThread();
+  lane::wait_for_all();
+  PyEval_RestoreThread(state);
+  pool::set_threads((int)count);
+}
 int64_t threads() { return pool::threads(); }
 void bind_thread(int64_t index, int64_t processor) {
   pool::bind_thread((int)index, (int)processor);
@@ -205,6 +212,20 @@ void tape_replay(int64_t number, int64_t first, int64_t last) {
   raise_if_lost();
 }
 
+void lane_wait(int64_t number) {
+  PyThreadState* state = PyEval_SaveThread();
+  lane::wait(number);
+  PyEval_RestoreThread(state);
+  raise_if_lost();
+}
+
+void lane_wait_for_all() {
+  PyThreadState* state = PyEval_SaveThread();
+  lane::wait_for_all();
+  PyEval_RestoreThread(state);
+  raise_if_lost();
+}
+
 // A collective: on a tape like a kernel. Made at once, it waits for other ranks without the
 // interpreter's lock, and other operations need not wait for it.
 template <auto function>
@@ -270,6 +291,10 @@ PyMethodDef g_methods[] = {
     binding::query<tape::length>("tape_length"),
     binding::query<tape_replay>("tape_replay"),
     binding::query<tape::drop>("tape_drop"),
+    binding::query<lane::launch>("lane_launch"),
+    binding::query<lane::num_done>("lane_num_done"),
+    binding::query<lane_wait>("lane_wait"),
+    binding::query<lane_wait_for_all>("lane_wait_for_all"),
     binding::kernel<int8_linear>("int8_linear"),
     binding::kernel<panel_rows>("panel_rows"),
     binding::query<panel_bytes>("panel_bytes"),

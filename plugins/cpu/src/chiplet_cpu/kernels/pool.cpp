@@ -28,7 +28,8 @@ struct Loop {
 
 std::mutex& g_caller = *new std::mutex;  // one loop at a time
 int g_wanted = 1;
-int g_started = 1;  // threads that exist, the caller included
+std::atomic<int> g_started{1};  // threads that exist, the caller included
+std::atomic<Jobs> g_jobs{nullptr};  // for the last thread
 
 Loop g_loop;
 std::atomic<int64_t> g_next{0};
@@ -66,35 +67,51 @@ void take_ranges(const Loop& loop) {
   }
 }
 
-uint32_t await_round(uint32_t seen) {
+// A round that is open and not the one seen last; that one if something else is to be done first.
+template <class IsOther>
+uint32_t await_round(uint32_t seen, IsOther is_other) {
   auto until = std::chrono::steady_clock::now() + kSpin;
-  for (int turn = 0;; ++turn) {
-    uint32_t round = g_round.load(std::memory_order_seq_cst);
-    if (round != seen && (round & 1)) return round;
-    if (turn % 64 == 63 && std::chrono::steady_clock::now() > until) break;
+  uint32_t round;
+  auto is_over = [&] {
+    round = g_round.load(std::memory_order_seq_cst);
+    if (round != seen && (round & 1)) return true;
+    round = seen;
+    return is_other();
+  };
+  for (int turn = 0; !is_over(); ++turn) {
+    if (turn % 64 == 63 && std::chrono::steady_clock::now() > until) {
+      std::unique_lock<std::mutex> lock(g_sleep);
+      g_sleeping.fetch_add(1, std::memory_order_seq_cst);
+      g_wake.wait(lock, is_over);
+      g_sleeping.fetch_sub(1, std::memory_order_seq_cst);
+      break;
+    }
     relax();
   }
-  std::unique_lock<std::mutex> lock(g_sleep);
-  g_sleeping.fetch_add(1, std::memory_order_seq_cst);
-  uint32_t round;
-  g_wake.wait(lock, [&] {
-    round = g_round.load(std::memory_order_seq_cst);
-    return round != seen && (round & 1);
-  });
-  g_sleeping.fetch_sub(1, std::memory_order_seq_cst);
   return round;
 }
 
+void join(uint32_t round, bool is_wanted) {
+  g_inside.fetch_add(1, std::memory_order_seq_cst);
+  // The caller closes the round before it waits for those inside: whoever still sees it open
+  // has been counted.
+  if (g_round.load(std::memory_order_seq_cst) == round && is_wanted) take_ranges(g_loop);
+  g_inside.fetch_sub(1, std::memory_order_release);
+}
+
 void work(int index, uint32_t seen) {
-  t_is_inside = true;
+  auto has_jobs = [index] { return index == g_wanted - 1 && g_jobs.load() != nullptr; };
   for (;;) {
-    uint32_t round = await_round(seen);
-    seen = round;
-    g_inside.fetch_add(1, std::memory_order_seq_cst);
-    // The caller closes the round before it waits for those inside: whoever still sees it open
-    // has been counted.
-    if (g_round.load(std::memory_order_seq_cst) == round && index < g_wanted) take_ranges(g_loop);
-    g_inside.fetch_sub(1, std::memory_order_release);
+    t_is_inside = true;
+    uint32_t round = await_round(seen, has_jobs);
+    if (round != seen) {
+      join(round, index < g_wanted);
+      seen = round;
+    } else {
+      t_is_inside = false;  // as any caller, it has others take part in its loops
+      if (Jobs jobs = g_jobs.exchange(nullptr)) jobs();
+      seen = g_round.load(std::memory_order_seq_cst);
+    }
   }
 }
 
@@ -130,6 +147,7 @@ void after_fork() {
   g_inside.store(0);
   g_sleeping.store(0);
   g_round.store(0);
+  g_jobs.store(nullptr);
   new (&g_caller) std::mutex;
   new (&g_sleep) std::mutex;
   new (&g_wake) std::condition_variable;
@@ -139,7 +157,7 @@ void start_missing() {
   static bool is_registered = pthread_atfork(nullptr, nullptr, after_fork) == 0;
   (void)is_registered;
   for (; g_started < g_wanted; ++g_started) {
-    std::thread thread(work, g_started, g_round.load());
+    std::thread thread(work, g_started.load(), g_round.load());
     Worker& started = worker(g_started);
     started.is_started = true;
     started.handle = thread.native_handle();
@@ -181,6 +199,35 @@ void bind_thread(int index, int processor) {
   if (bound.is_started) bind(bound);
 }
 
+void wake() {
+  if (g_sleeping.load(std::memory_order_seq_cst) == 0) return;
+  // Taking the lock once makes sure that whoever is about to sleep sees what has changed.
+  { std::lock_guard<std::mutex> sleep(g_sleep); }
+  g_wake.notify_all();
+}
+
+bool start(Jobs jobs) {
+  if (g_wanted == 1 || t_is_inside) return false;
+  if (g_started < g_wanted) {
+    std::lock_guard<std::mutex> lock(g_caller);
+    start_missing();
+  }
+  g_jobs.store(jobs, std::memory_order_seq_cst);
+  wake();
+  return true;
+}
+
+void help(IsDone is_done, int64_t number) {
+  t_is_inside = true;
+  for (uint32_t seen = 0;;) {
+    uint32_t round = await_round(seen, [&] { return is_done(number); });
+    if (round == seen) break;
+    join(round, true);
+    seen = round;
+  }
+  t_is_inside = false;
+}
+
 void run(int64_t count, int64_t grain, Body body, void* context) {
   if (count <= 0) return;
   if (g_wanted == 1 || count <= grain || t_is_inside) {
@@ -192,11 +239,7 @@ void run(int64_t count, int64_t grain, Body body, void* context) {
   g_loop = {body, context, count, grain};
   g_next.store(0, std::memory_order_relaxed);
   g_round.fetch_add(1, std::memory_order_seq_cst);
-  if (g_sleeping.load(std::memory_order_seq_cst) > 0) {
-    // Taking the lock once makes sure that whoever is about to sleep sees the new round.
-    { std::lock_guard<std::mutex> sleep(g_sleep); }
-    g_wake.notify_all();
-  }
+  wake();
   take_ranges(g_loop);
   g_round.fetch_add(1, std::memory_order_seq_cst);
   for (int turn = 0; g_inside.load(std::memory_order_seq_cst) > 0; ++turn) {

@@ -25,6 +25,16 @@ void for_ranges(int64_t count, int64_t grain, Function function) {
       &function);
 }
 
+// The last of the threads calls `jobs` as soon as it can, while the caller goes on: it is the
+// caller of the loops in there, in which all other threads take part, and whoever helps. False, and
+// nothing happens, where there is but one thread.
+using Jobs = void (*)();
+bool start(Jobs jobs);
+// Takes part in loops of others until is_done(number), which whoever makes it true tells by `wake`.
+using IsDone = bool (*)(int64_t number);
+void help(IsDone is_done, int64_t number);
+void wake();
+
 // A range length that gives every thread a few ranges: enough to even out, few enough to stream.
 inline int64_t even_grain(int64_t count) {
   int64_t parts = 4 * (int64_t)threads();
