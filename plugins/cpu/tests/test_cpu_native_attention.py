@@ -75,7 +75,9 @@ GROUPS = (
     AttentionCase("a group", (1,) * 5 + (9,), (205, 193, 400, 194, 1200, 230), 12),
     AttentionCase("rows of many members", (1,) * 40, tuple(range(130, 170)), 8),
     AttentionCase("a prefix in parts", (1,) * 3, (1700, 1650, 1651), 103),
+    AttentionCase("a prefix in parts for many", (1,) * 20, tuple(range(1030, 1050)), 64),
     AttentionCase("nothing but the last token apart", (1, 1), (321, 321), 20),
+    AttentionCase("many short ones, none shared", (1,) * 40, tuple(range(1, 41))),
 )
 
 

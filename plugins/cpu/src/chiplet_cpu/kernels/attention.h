@@ -118,7 +118,7 @@ struct Attending {
   static constexpr int P = Dot::kPerWord;
   const AttentionArgs& a;
   const AttentionItem& item;
-  const AttentionItem* next;  // what this thread does then; may be null
+  const AttentionItem* end;   // of what this thread does from this item on
   const int32_t* pages;
   bool is_fetching, is_fetching_codes;  // few rows: memory is what takes time
   int64_t page_tokens;  // of what is multiplied: a page, or tokens that were decoded
@@ -169,15 +169,15 @@ struct Attending {
     }
   }
 
-  // The page's keys, or values, of a token one block later, which may be the next item's; null if there
-  // is none. `token` becomes that token.
+  // The page's keys, or values, of a token one block later, which may be of an item that follows; null if
+  // there is none. `token` becomes that token.
   const char* later_page(int64_t& token, int of_values, int64_t width) const {
     const AttentionItem* owner = &item;
     token += kBlockTokens;
-    if (token >= item.kv_end) {
-      owner = next;
-      token -= (item.kv_end + 15) / 16 * 16;
-      if (!next || (token += next->kv_begin) >= next->kv_end) return nullptr;
+    while (token >= owner->kv_end) {
+      token -= (owner->kv_end + 15) / 16 * 16;
+      if (++owner == end) return nullptr;
+      token += owner->kv_begin;
     }
     return in_page(a, *owner, pages_of(a, *owner), token, of_values, width);
   }
@@ -347,7 +347,7 @@ static void take_queries(const AttentionArgs& a, const AttentionItem& item, Row*
 
 template <class Dot>
 static void attend_item(const AttentionArgs& a, const AttentionItem& item,
-                        const AttentionItem* next) {
+                        const AttentionItem* end) {
   using Row = typename Dot::Row;
   int64_t rows = item.num_rows, d = a.head_dim;
   // Each part is a multiple of 64 bytes.
@@ -360,7 +360,7 @@ static void attend_item(const AttentionArgs& a, const AttentionItem& item,
     memory += count;
     return taken;
   };
-  Attending<Dot> work{a, item, next, pages_of(a, item)};
+  Attending<Dot> work{a, item, end, pages_of(a, item)};
   work.is_fetching = rows <= kFewRows && !decoded;
   work.is_fetching_codes = rows <= kFewRows && decoded;
   work.page_tokens = decoded ? kBlockTokens : a.page_size;
@@ -395,20 +395,19 @@ static void attend_item(const AttentionArgs& a, const AttentionItem& item,
 static void attend(const AttentionArgs& a, const AttentionItem* items, int64_t begin,
                    int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const AttentionItem* next = i + 1 < end ? items + i + 1 : nullptr;
     // Codes are decoded to bfloat16.
     Dtype kv_dtype = a.coding != KvCoding::none ? Dtype::bfloat16 : a.kv_dtype;
     switch (kv_dtype) {
-      case Dtype::float32: attend_item<FloatWords>(a, items[i], next); break;
-      case Dtype::float16: attend_item<WideWords<f16>>(a, items[i], next); break;
+      case Dtype::float32: attend_item<FloatWords>(a, items[i], items + end); break;
+      case Dtype::float16: attend_item<WideWords<f16>>(a, items[i], items + end); break;
       case Dtype::bfloat16:
 #if defined(__AVX512BF16__)
         if (a.dtype == Dtype::bfloat16) {
-          attend_item<PairWords>(a, items[i], next);
+          attend_item<PairWords>(a, items[i], items + end);
           break;
         }
 #endif
-        attend_item<WideWords<bf16>>(a, items[i], next);
+        attend_item<WideWords<bf16>>(a, items[i], items + end);
     }
   }
 }

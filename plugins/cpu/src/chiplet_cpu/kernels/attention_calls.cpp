@@ -13,6 +13,7 @@ constexpr int64_t kUnit = 128;         // tokens; parts begin at multiples of it
 constexpr int64_t kAloneBytes = 64 << 10;  // of keys, values and rows: not worth waking a thread
 constexpr int64_t kSharedTokens = 256;     // fewer reads saved are not worth joining parts
 constexpr int64_t kManyRows = 16;          // above, products take longer than reading
+constexpr int64_t kMostInTurn = 8;         // items of few rows, for a thread at once
 
 bool has_many_rows(const AttentionItem& item) { return item.num_rows > kManyRows; }
 
@@ -30,6 +31,7 @@ struct Work {
   int64_t num_part_rows = 0;
   int64_t row_tokens = 0;  // query rows times tokens that they see, about
   int64_t longest_part = 0;
+  int64_t longest_shared_part = 0;
 
   void clear() {
     items.clear();
@@ -44,7 +46,8 @@ struct Work {
 // Rows whose tokens are cut into parts if there are many of them, or if others join them.
 AttentionParts add_rows(Work& work, AttentionItem item, bool is_joined) {
   int64_t count = item.kv_end - item.kv_begin;
-  int64_t parts = std::max<int64_t>(1, (count + work.longest_part / 2) / work.longest_part);
+  int64_t longest = item.members ? work.longest_shared_part : work.longest_part;
+  int64_t parts = std::max<int64_t>(1, (count + longest / 2) / longest);
   work.row_tokens += count * item.num_rows;
   if (parts == 1 && !is_joined) {
     work.items.push_back(item);
@@ -160,15 +163,28 @@ void add_request(Work& work, const AttentionArgs& a, int64_t request) {
   }
 }
 
+// Tokens in common, once for each block of members' rows.
+int64_t total_shared_tokens(const Work& work, const AttentionArgs& a) {
+  int64_t total = 0, members_at_once = kAttentionRows / a.group;
+  for (const Group& group : work.groups) {
+    total += (group.end - group.begin + members_at_once - 1) / members_at_once * group.tokens;
+  }
+  return total * a.num_kv_heads;
+}
+
+// So many tokens that each thread has a few parts of them.
+int64_t longest_part(int64_t tokens) {
+  int threads = pool::threads();
+  if (threads == 1) return INT64_MAX / 2;
+  return std::max(kSplitTokens, (tokens / (4 * threads) + kUnit - 1) / kUnit * kUnit);
+}
+
 void find_work(Work& work, const AttentionArgs& a, int64_t num_requests) {
   work.clear();
-  int threads = pool::threads();
-  work.longest_part = INT64_MAX / 2;
-  if (threads > 1) {
-    int64_t share = total_tokens(a, num_requests) / (4 * threads);
-    work.longest_part = std::max(kSplitTokens, (share + kUnit - 1) / kUnit * kUnit);
-  }
   find_groups(work, a, num_requests);
+  work.longest_part = longest_part(total_tokens(a, num_requests));
+  // Their blocks have many rows and take far longer than others of as many tokens.
+  work.longest_shared_part = longest_part(total_shared_tokens(work, a));
   for (const Group& group : work.groups) add_group(work, a, group);
   for (int64_t request = 0; request < num_requests; ++request) {
     if (!work.is_grouped[request]) add_request(work, a, request);
@@ -196,14 +212,14 @@ void attention(AttentionArgs a, const KvWriteArgs& write, int64_t num_tokens,
   int64_t num_large = std::stable_partition(work.items.begin(), work.items.end(), has_many_rows) -
                       work.items.begin();
   int64_t num_small = num_items - num_large;
-  int64_t grain = std::clamp<int64_t>(num_small / (8 * pool::threads()), 1, 8);
-  auto attend = [&](int64_t first, int64_t count, int64_t grain) {
-    pool::for_ranges(count, is_small ? count : grain, [&](int64_t begin, int64_t end) {
-      kernels().attend(a, work.items.data() + first, begin, end);
-    });
+  int64_t grain = std::clamp<int64_t>(num_small / (4 * pool::threads()), 1, kMostInTurn);
+  int64_t num_turns = num_large + (num_small + grain - 1) / grain;
+  auto first_item = [&](int64_t turn) {
+    return turn < num_large ? turn : std::min(num_items, num_large + (turn - num_large) * grain);
   };
-  attend(0, num_large, 1);
-  attend(num_large, num_small, grain);
+  pool::for_ranges(num_turns, is_small ? num_turns : 1, [&](int64_t begin, int64_t end) {
+    kernels().attend(a, work.items.data(), first_item(begin), first_item(end));
+  });
   int64_t num_joins = (int64_t)work.joins.size();
   pool::for_ranges(num_joins, 8, [&](int64_t begin, int64_t end) {
     kernels().join_parts(a, work.joins.data(), begin, end);
