@@ -24,12 +24,13 @@ from chiplet.api import (
     platform,
     quantization,
     stored,
+    stretches,
 )
 
 INTERFACES: Mapping[str, tuple[ModuleType, ...]] = {
     "platform": (platform, executable),
     "attention": (attention, forward_batch),
-    "linear": (linear,),
+    "linear": (linear, stretches),
     "moe": (moe,),
     "ops": (ops,),
     "quantization": (quantization, stored),

@@ -18,7 +18,7 @@ from chiplet.formats.quantization.registry import formats_of
 from chiplet.layers.attention import check_groups
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.weights import WeightMap
-from chiplet.models.base import CausalLM
+from chiplet.models.base import CausalLM, Joining
 from chiplet.models.own_mappings import large_tensors_in_own_mappings
 from chiplet.models.registry import find_model, translated
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
@@ -223,6 +223,7 @@ def load(parts: Assembly) -> None:
         ModelError: they do not fit the model.
     """
     _fill(parts, parts.model.weight_map())
+    _join(parts.model)
 
 
 def remake(parts: Assembly) -> Assembly:
@@ -239,6 +240,7 @@ def remake(parts: Assembly) -> Assembly:
     missing = without_adopted(model.weight_map(), parts.model.weight_map())
     if missing:
         _fill(anew, missing)
+    _join(model)
     return anew
 
 
@@ -302,6 +304,11 @@ def _max_pages(config: EngineConfig) -> int:
     """Most pages of one request."""
     assert config.model.context_length is not None
     return -(-config.model.context_length // config.cache.page_size)
+
+
+def _join(model: CausalLM) -> None:
+    if isinstance(model, Joining):
+        model.join()
 
 
 def _fill(parts: Assembly, targets: WeightMap) -> None:

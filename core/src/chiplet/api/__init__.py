@@ -85,6 +85,13 @@ from chiplet.api.quantization import (
 )
 from chiplet.api.reference import Reference
 from chiplet.api.stored import StoredCheckpoint, StoredFormat, StoredMatrix, StoredTensor
+from chiplet.api.stretches import (
+    Product,
+    StoredLinear,
+    Stretch,
+    StretchProvider,
+    StretchRequest,
+)
 from chiplet.api.verdicts import No, Numerics, Part, Reason, Tier, Verdict, Yes
 from chiplet.api.versions import INTERFACE_VERSIONS
 from chiplet.config import Dtype, EngineConfig
@@ -139,6 +146,11 @@ __all__ = [
     "KvSpec",
     "LayerFacts",
     "LinearImpl",
+    "Product",
+    "StoredLinear",
+    "Stretch",
+    "StretchProvider",
+    "StretchRequest",
     "LinearProvider",
     "LinearRequest",
     "LinearWeights",

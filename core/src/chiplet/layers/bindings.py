@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from chiplet.api import (
@@ -13,7 +14,11 @@ from chiplet.api import (
     MoeRequest,
     OpImpl,
     OpRequest,
+    Stretch,
+    StretchRequest,
 )
+
+StretchFinder = Callable[[StretchRequest], Stretch | None]
 
 
 class Bindings(Protocol):
@@ -29,6 +34,11 @@ class Bindings(Protocol):
 
     def serves(self, request: LinearRequest) -> bool:
         """Whether somebody would serve a linear layer better than the reference does."""
+        ...
+
+    @property
+    def stretch(self) -> StretchFinder:
+        """Finds what runs between two attentions in one call, if somebody offers that."""
         ...
 
     def moe(self, request: MoeRequest) -> MoeImpl:

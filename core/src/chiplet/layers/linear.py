@@ -18,6 +18,7 @@ from chiplet.api import (
     LinearWeights,
     OpImpl,
     Packed,
+    Product,
     RowSource,
     WeightScheme,
 )
@@ -25,6 +26,7 @@ from chiplet.errors import ConfigError
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.gated import gated_run
 from chiplet.layers.raw_weights import RawWeights
+from chiplet.layers.stretches import serving
 from chiplet.layers.weights import Shape, Weight, WeightTarget
 from chiplet.parallel.group import RankGroup
 from chiplet.parallel.sharding import Cut, Shard, cut_evenly, cut_or_repeat, cut_padded
@@ -123,6 +125,14 @@ class Linear:
             return lambda x: silu_mul(self(x))
         return lambda x: run(x, product.packed)
 
+    def product(self, num_tokens: int) -> Product | None:
+        """What multiplies so many tokens; None if several do, or ranks share the layer."""
+        if len(self._products) > 1 or self._ranks.is_shared:
+            return None
+        only = self._products[0]
+        impl, packed = serving(only.impl, only.packed, num_tokens)
+        return Product(only.request, impl, packed)
+
     @property
     def gives_rows(self) -> bool:
         """Whether the weight is one that stays in its coding and gives rows."""
@@ -180,6 +190,7 @@ class _Product:
     def __init__(
         self, context: LayerContext, request: LinearRequest, parts: Mapping[str, int]
     ) -> None:
+        self.request = request
         self.impl = context.bindings.linear(request)
         self.run = self.impl.run
         self.is_gated = request.is_gated

@@ -39,12 +39,16 @@ class HeadNorm:
 
 
 class RmsNorm:
-    """Root-mean-square norm with a learned scale."""
+    """Root-mean-square norm with a learned scale.
+
+    Attributes:
+        eps: what is added to the mean square.
+    """
 
     def __init__(self, context: LayerContext, *, hidden_size: int, eps: float) -> None:
         self._norm = context.op(Op.RMS_NORM)
         self._add_norm = context.op(Op.ADD_RMS_NORM)
-        self._eps = eps
+        self.eps = eps
         self._place = context.place
         self._weight = torch.empty(0)
         self.part_shapes: Mapping[str, Shape] = {"weight": (hidden_size,)}
@@ -55,8 +59,13 @@ class RmsNorm:
         Shapes: x, residual and both results `[num_tokens, hidden_size]`.
         """
         if residual is None:
-            return self._norm(x, self._weight, self._eps), x
-        return self._add_norm(x, residual, self._weight, self._eps)
+            return self._norm(x, self._weight, self.eps), x
+        return self._add_norm(x, residual, self._weight, self.eps)
+
+    @property
+    def weight(self) -> Tensor:
+        """The scale, `[hidden_size]`."""
+        return self._weight
 
     def load(self, part: str, weight: Weight) -> None:
         """Take the scale."""

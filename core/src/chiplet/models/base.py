@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,4 +28,13 @@ class CausalLM(Protocol):
 
     def weight_map(self) -> WeightMap:
         """Where each tensor of the checkpoint goes."""
+        ...
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A model whose layers may be joined once their weights are there; optional."""
+
+    def join(self) -> None:
+        """Look for what computes several layers in one call."""
         ...

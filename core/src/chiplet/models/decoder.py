@@ -16,6 +16,7 @@ from chiplet.layers.linear import Linear
 from chiplet.layers.norm import RmsNorm
 from chiplet.layers.rows import Rows, every_row
 from chiplet.layers.weights import WeightMap, WeightTarget
+from chiplet.models.stretched import Stretched, stretched
 from chiplet.parallel.sharding import Shard
 
 LAYERS = "model.layers"
@@ -66,6 +67,8 @@ class Decoder:
     ) -> None:
         vocab_size, hidden_size = config.vocab_size, config.hidden_size
         self._layers = layers
+        self._bindings = context.bindings
+        self._stretched: Stretched | None = None
         self._norm = RmsNorm(context, hidden_size=hidden_size, eps=config.rms_norm_eps)
         is_tied = config.tie_word_embeddings
         self._head = Linear(
@@ -85,6 +88,9 @@ class Decoder:
     def forward(self, batch: ForwardBatch, attention: AttentionInputs) -> Tensor:
         """Logits at the batch's `logit_rows`, `[num_logit_rows, vocab_size]`."""
         x, residual = self._embedding(batch.token_ids), None
+        if self._stretched is not None and batch.num_tokens <= self._stretched.max_rows:
+            x, _ = self._norm(self._stretched(x, batch.positions, attention), None)
+            return self._head(batch.at_logit_rows(x))
         *layers, last = self._layers
         for layer in layers:
             x, residual = layer(x, residual, batch.positions, attention, every_row)
@@ -92,6 +98,13 @@ class Decoder:
         x, residual = last(x, residual, batch.positions, attention, batch.at_logit_rows)
         x, _ = self._norm(x, residual)
         return self._head(x)
+
+    def join(self) -> None:
+        """Let few tokens run through several layers in one call, where somebody offers that.
+
+        All weights are there.
+        """
+        self._stretched = stretched(self._layers, self._bindings)
 
     def attention_layers(self) -> Sequence[PagedAttention]:
         """Layers that own pages, in the order of their KV tensors."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from chiplet.api import StretchRequest
 from chiplet.config import ModelConfig
 from chiplet.layers.attention import AttentionInputs, PagedAttention
 from chiplet.layers.context import LayerContext
@@ -22,6 +23,7 @@ from chiplet.layers.rotary import RotaryEmbedding
 from chiplet.layers.rows import Rows
 from chiplet.layers.weights import WeightTarget
 from chiplet.models.decoder import LAYERS, Decoder
+from chiplet.models.stretched import StretchedLayer
 from chiplet.parallel.sharding import Shard
 
 
@@ -75,11 +77,19 @@ class LlamaAttention:
         self, x: Tensor, positions: Tensor, attention: AttentionInputs, wanted: Rows
     ) -> Tensor:
         """Shapes: x `[num_tokens, hidden_size]`; returns `[num_wanted, hidden_size]`."""
-        q, k, v = self.attend.split(self.qkv_proj(x))
+        return self.o_proj(wanted(self.attended(self.qkv_proj(x), positions, attention)))
+
+    def attended(self, qkv: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
+        """What lies between the projections.
+
+        Shapes: qkv `[num_tokens, out_features of qkv_proj]`; returns `[num_tokens, in_features of
+        o_proj]`.
+        """
+        q, k, v = self.attend.split(qkv)
         if self.norms:
             q, k = self.norms["q_norm"](q), self.norms["k_norm"](k)
         q, k = self._rotary(q, k, positions)
-        return self.o_proj(wanted(self.attend(q, k, v, attention)).flatten(1))
+        return self.attend(q, k, v, attention).flatten(1)
 
 
 class LlamaLayer:
@@ -113,6 +123,35 @@ class LlamaLayer:
         x = self.attention(x, positions, attention, wanted)
         x, residual = self.mlp_norm(x, wanted(residual))
         return self.mlp(x), residual
+
+    def begin(self, x: Tensor) -> Tensor:
+        """See `chiplet.models.stretched.StretchedLayer`."""
+        return self.attention.qkv_proj(self.input_norm(x, None)[0])
+
+    def stretch_to(
+        self, following: StretchedLayer | None, num_tokens: int
+    ) -> StretchRequest | None:
+        """See `chiplet.models.stretched.StretchedLayer`."""
+        if not (following is None or isinstance(following, LlamaLayer)):
+            return None
+        if not isinstance(self.mlp, GatedMlp):
+            return None
+        layers = [self.attention.o_proj, self.mlp.gate_up_proj, self.mlp.down_proj]
+        if following is not None:
+            layers.append(following.attention.qkv_proj)
+        products = [each.product(num_tokens) for each in layers]
+        if None in products:
+            return None
+        out, gate_up, down, *rest = (each for each in products if each is not None)
+        return StretchRequest(
+            out=out,
+            gate_up=gate_up,
+            down=down,
+            following=rest[0] if rest else None,
+            norm=self.mlp_norm.weight,
+            following_norm=None if following is None else following.input_norm.weight,
+            eps=self.mlp_norm.eps,
+        )
 
     def weights(self) -> Iterator[tuple[str, WeightTarget]]:
         """Names of the checkpoint's tensors, and where they go."""

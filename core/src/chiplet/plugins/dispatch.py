@@ -48,6 +48,12 @@ class SizedLinear:
                 return run(x, packed[index])
         return self._last(x, packed[-1])
 
+    def at(self, num_tokens: int, packed: tuple[Any, ...]) -> tuple[Any, Any]:
+        """What serves so many tokens, and its packed weights."""
+        sizes = (index for most, _, index in self._rows if num_tokens <= most)
+        index = next(sizes, len(self._impls) - 1)
+        return self._impls[index], packed[index]
+
     def gated_run(self, silu_mul: OpImpl) -> GatedRun | None:
         """The table of gated calls; None if all would be a product and the operation."""
         found = [gated_run(impl, silu_mul) for impl in self._impls]

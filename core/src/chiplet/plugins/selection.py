@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from chiplet.api import (
 from chiplet.api.communication import ONE_PROCESS
 from chiplet.config import DeviceOptions
 from chiplet.errors import ConfigError, PluginError
+from chiplet.layers.bindings import StretchFinder
 from chiplet.plugins.autotune.tuner import Tuner
 from chiplet.plugins.candidates import (
     Candidate,
@@ -53,6 +55,7 @@ from chiplet.plugins.plan import Choice, SelectionPlan
 from chiplet.plugins.plan_lock import PlanFile, PlanLock
 from chiplet.plugins.plugin_set import PluginSet
 from chiplet.plugins.request_key import request_key
+from chiplet.plugins.stretches import offered
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +132,7 @@ class Selector:
         self._plugin_set = plugin_set
         self._chosen = chosen
         self._is_strict = options.strict
+        self._is_checked = judge is not None
         self._tuner = tuner
         self._candidates = gather_candidates(
             plugin_set,
@@ -164,6 +168,18 @@ class Selector:
         if contest.pin is not None:
             return bool(willing)
         return any(not candidate.plugin.is_core for candidate, _ in willing)
+
+    @property
+    def stretch(self) -> StretchFinder:
+        """Finds what runs between two attentions in one call, if somebody offers that."""
+        return partial(
+            offered,
+            candidates=self._candidates["linear"],
+            context=self._context,
+            pin_of=self._pins.find,
+            denial_of=self._denials.find,
+            is_checked=self._is_checked,
+        )
 
     def moe(self, request: MoeRequest) -> MoeImpl:
         """The implementation that serves a mixture of experts."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton import cdiv, next_power_of_2
 
-from chiplet.api import Coding, LinearRequest, LinearWeights
+from chiplet.api import Coding, Granularity, LinearRequest, LinearWeights
 from chiplet_triton.device import DOT_PRECISION, DeviceTraits, launch_options
 from chiplet_triton.kernels.eight_bits import (
     eight_bit_gemv_kernel,
@@ -56,6 +56,7 @@ class QuantizedLinear:
         self._traits = traits
         self._launch = launch_options(traits)
         self._silu_mul = ElementwiseOps(traits).silu_mul
+        self._scheme = scheme
         self._coding = coding_of(scheme)
         self._group = scheme.group_size
         self._rows = CodedRows.of(scheme, traits)
@@ -123,6 +124,14 @@ class QuantizedLinear:
     def pack(self, weights: LinearWeights) -> QuantizedWeights:
         """See `chiplet_triton.linear.schemes.packed`."""
         return packed(weights)
+
+    def stored(self, packed: QuantizedWeights) -> LinearWeights | None:
+        """See `chiplet.api.StoredLinear`; of eight bits with a scale for each output."""
+        if self._coding != "eight" or self._scheme.granularity is not Granularity.CHANNEL:
+            return None
+        return LinearWeights(
+            scheme=self._scheme, weight=packed.weight, scales=packed.scales, bias=packed.bias
+        )
 
     def run(self, x: Tensor, packed: QuantizedWeights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
