@@ -16,6 +16,7 @@ from chiplet_nvidia.gpus import DRIVER
 
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll")
 _OVERLAP_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_COOPERATIVE_ATTRIBUTE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 _CLUSTER_ATTRIBUTE = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 _SHARED_BYTES_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -65,6 +66,7 @@ class CudaKernel:
         defines: Mapping[str, int],
         threads: int,
         shared_bytes: int = 0,
+        is_cooperative: bool = False,
     ) -> None:
         """Know what to compile; nothing is compiled yet.
 
@@ -75,6 +77,8 @@ class CudaKernel:
             defines: the source's constants.
             threads: of a block.
             shared_bytes: of a block, beyond what the source declares.
+            is_cooperative: blocks wait for one another; a launch of which not all of them fit on
+                the device at once is refused.
         """
         self._source, self._name = source, name
         # Machine code of Hopper's own instructions runs on no later GPU, so that it has a name.
@@ -85,7 +89,12 @@ class CudaKernel:
         )
         self._block = (ctypes.c_uint * 3)(threads, 1, 1)
         self._shared_bytes = shared_bytes
-        self._can_overlap = capability >= (9, 0)
+        kinds = [_COOPERATIVE_ATTRIBUTE] * is_cooperative
+        if capability >= (9, 0):
+            kinds.append(_OVERLAP_ATTRIBUTE)
+        self._attributes = (_Attribute * len(kinds))(
+            *(_Attribute(id=kind, value=1) for kind in kinds)
+        )
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -122,18 +131,30 @@ class CudaKernel:
             raise KernelError(f"{self._name} has no clusters: {driver_error(code)}.")
         return number.value
 
+    def most_blocks(self) -> int:
+        """Blocks that fit on a multiprocessor at once.
+
+        Raises:
+            KernelError: it does not compile, or the driver does not say.
+        """
+        number, size = ctypes.c_int(), ctypes.c_size_t(self._shared_bytes)
+        ask = driver().cuOccupancyMaxActiveBlocksPerMultiprocessor
+        code = ask(ctypes.byref(number), self._function, int(self._block[0]), size)
+        if code:
+            raise KernelError(f"{self._name} has no blocks: {driver_error(code)}.")
+        return number.value
+
     def compile_soon(self) -> None:
         """Begin to compile in another thread, unless it has begun."""
         _compiling(self._source, self._options)
 
     def _configuration(self, grid: tuple[int, int]) -> _Launch:
-        overlap = _Attribute(id=_OVERLAP_ATTRIBUTE, value=1)
         return _Launch(
             grid=(ctypes.c_uint * 3)(*grid, 1),
             block=self._block,
             shared_bytes=self._shared_bytes,
-            attributes=ctypes.pointer(overlap),
-            num_attributes=int(self._can_overlap),
+            attributes=ctypes.cast(self._attributes, ctypes.POINTER(_Attribute)),
+            num_attributes=len(self._attributes),
         )
 
     @cached_property

@@ -35,9 +35,12 @@ def linear(device: api.DeviceProbe) -> list[api.LinearProvider]:
     from chiplet_nvidia.gpus import capability_of  # noqa: PLC0415
     from chiplet_nvidia.linear.cublas import CublasProvider  # noqa: PLC0415
     from chiplet_nvidia.linear.int4 import Int4Provider  # noqa: PLC0415
+    from chiplet_nvidia.linear.stretch import StretchOnlyProvider  # noqa: PLC0415
 
-    is_here = device.device_type == "cuda"
-    return [CublasProvider(), Int4Provider(capability_of(device))] if is_here else []
+    if device.device_type != "cuda":
+        return []
+    capability = capability_of(device)
+    return [CublasProvider(), Int4Provider(capability), StretchOnlyProvider(device)]
 
 
 @api.hookimpl

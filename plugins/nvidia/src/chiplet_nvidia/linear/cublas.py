@@ -47,6 +47,10 @@ class CublasLinear:
         """Keeps both tensors."""
         return Weights(weights.weight, weights.bias)
 
+    def stored(self, packed: Weights) -> LinearWeights:
+        """See `chiplet.api.StoredLinear`."""
+        return LinearWeights(scheme=None, weight=packed.weight, bias=packed.bias)
+
     def run(self, x: Tensor, packed: Weights) -> Tensor:
         """The product; see `chiplet.api.LinearImpl.run`."""
         return F.linear(x, packed.weight, packed.bias)
