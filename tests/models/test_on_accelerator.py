@@ -48,6 +48,22 @@ def test_greedy_tokens_in_float32_equal_transformers(accelerator: str) -> None:
         assert list(answer) == greedy_after(model, each.prompt_token_ids, answer)
 
 
+def test_many_behind_one_prefix_get_the_tokens_that_few_get(accelerator: str) -> None:
+    """Many decodes share what they read of a prefix; twelve at a time are too few for that."""
+    prefix = "Facts about the planets, their moons and the sun. " * 24
+    prompts = [prefix + f"Number {number}:" for number in range(96)]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    with LLM(device=accelerator, dtype="float32", max_total_tokens=65536) as llm:
+        llm.generate(prefix, params)
+        together = llm.generate(prompts, params)
+        few = [
+            each for at in range(0, 96, 12) for each in llm.generate(prompts[at : at + 12], params)
+        ]
+    assert all(each.num_cached_tokens >= 128 for each in together)
+    for many, alone in zip(together, few, strict=True):
+        assert many.answers[0].token_ids == alone.answers[0].token_ids
+
+
 def test_text_in_bfloat16_is_sensible(accelerator: str) -> None:
     with LLM(device=accelerator, dtype="bfloat16", max_total_tokens=8192) as llm:
         answer = llm.chat(QUESTION, SamplingParams(temperature=0, max_tokens=64))

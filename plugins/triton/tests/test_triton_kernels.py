@@ -19,8 +19,14 @@ SHARED_LIMITS = {
     "hip:gfx950": 163840,
 }
 MAX_REGISTERS = {"cuda": 255, "hip": 512}
-# Bytes of stack: what filtered sampling in float64 takes on sm_80 and sm_100, with triton 3.8.
-STACK = {("cuda:80", "sample_kernel"): 8, ("cuda:100", "sample_kernel"): 8}
+# Bytes of stack: what filtered sampling in float64 takes on sm_80 and sm_100, with triton 3.8, and
+# decodes of caches in eight bits that share prefixes on sm_90.
+STACK = {
+    ("cuda:80", "sample_kernel"): 8,
+    ("cuda:100", "sample_kernel"): 8,
+    ("cuda:90", "prefix_kernel"): 8,
+    ("cuda:90", "decode_kernel"): 8,
+}
 SLOW = set(SHARED_LIMITS) - {"cuda:90"}
 
 

@@ -16,6 +16,7 @@ from chiplet.testing.conformance.attention import (
 )
 from chiplet.testing.conformance.attention_captures import check_capture
 from chiplet.testing.conformance.attention_inputs import AttentionCase
+from chiplet.testing.conformance.attention_prefixes import prefix_cases
 from chiplet.testing.conformance.attention_properties import PROPERTIES, Property
 from chiplet.testing.conformance.attention_trees import check_tree_paths, tree_cases
 from chiplet.testing.conformance.case import Case, Subject, require_served
@@ -83,6 +84,7 @@ def attention_cases() -> Iterator[Case]:
     yield from _plain_cases(main)
     yield from _hard_cases(main)
     yield from _feature_cases(main)
+    yield from _prefix_cases()
     yield from _tree_cases(main)
     yield from _capture_cases(main)
     yield from _latent_cases()
@@ -133,6 +135,18 @@ def _feature_cases(main: Shape) -> Iterator[Case]:
             for scale in (1.0, SHARP):
                 is_quick = case.name == "mixed" and scale == SHARP
                 yield _case(main, request, case, scale=scale, is_quick=is_quick)
+
+
+def _prefix_cases() -> Iterator[Case]:
+    """Decodes with prefixes in common, of heads that share keys in several ways."""
+    for shape, dtype in product((SHAPES[0], SHAPES[3], SHAPES[9]), Dtype):
+        for case in prefix_cases(shape.page_size):
+            is_quick = shape == SHAPES[0] and dtype is not Dtype.FLOAT16
+            plain = attention_request(shape, dtype)
+            yield _case(shape, plain, case, is_quick=is_quick)
+            if shape == SHAPES[0] and dtype is Dtype.BFLOAT16:
+                for request in (replace(plain, window=64, group="window"), *_beyond_plain(plain)):
+                    yield _case(shape, request, case, is_quick=False)
 
 
 def _beyond_plain(request: AttentionRequest) -> Iterator[AttentionRequest]:

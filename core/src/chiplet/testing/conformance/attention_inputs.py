@@ -27,6 +27,8 @@ class AttentionCase:
         seed: of values and of the order of pages.
         parents: of each request the parent of each new token, -1 for one that has none; empty for a
             request without a tree. Empty altogether: the batch has no `tree_bits`.
+        prefixes: of each request an earlier one, and how many pages at the front it has in common
+            with that; its own number and 0 for none. Empty altogether: none has.
     """
 
     name: str
@@ -35,6 +37,7 @@ class AttentionCase:
     num_shared_pages: int = 0
     seed: int = 0
     parents: tuple[tuple[int, ...], ...] = ()
+    prefixes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         is_long = [each != 1 for each in self.query_lengths]
@@ -127,6 +130,8 @@ def make_batch(case: AttentionCase, page_size: int, random: Generator) -> tuple[
     kv_lengths = np.array(case.kv_lengths, np.int32)
     query_lengths = np.array(case.query_lengths, np.int32)
     table, num_pages = _page_table(-(-kv_lengths // page_size), case.num_shared_pages, random)
+    for index, (earlier, num_alike) in enumerate(case.prefixes):
+        table[index, :num_alike] = table[earlier, :num_alike]
     places = [
         torch.arange(length - queries, length)
         for length, queries in zip(case.kv_lengths, case.query_lengths, strict=True)

@@ -27,6 +27,7 @@ from chiplet_triton.attention.capture import MOST_CAPTURED, Capture
 from chiplet_triton.attention.latent import LatentAttention, refusal
 from chiplet_triton.attention.layout import ScalesBehindCodesLayout
 from chiplet_triton.attention.planning import StepPlan
+from chiplet_triton.attention.prefixes import MOST_PARTS, PrefixSharing
 from chiplet_triton.attention.tiling import (
     block_dim,
     decode_tiling,
@@ -74,6 +75,8 @@ class PagedAttention:
         self._decode_options = self._launch | {
             "IN_PAIRS": in_pairs(request),
             "IS_PACKED": traits.converts_pairs,
+            "PRECISION": DOT_PRECISION,
+            "OVERLAP": traits.can_overlap,
         }
         self._tiling = extend_tiling(request, traits)
         coding = request.kv.coding
@@ -82,6 +85,7 @@ class PagedAttention:
             # tanh of the score by the cap; what it gives is scaled by the cap.
             self._score_factor = request.scale / request.softcap
             self._scale_log2 = request.softcap * math.log2(math.e)
+        self._sharing = PrefixSharing(request, traits)
         self._capture = Capture(
             request, traits, scale_log2=self._scale_log2, score_factor=self._score_factor
         )
@@ -93,29 +97,28 @@ class PagedAttention:
         return (CanonicalLayout(),)
 
     def plan(self, batch: ForwardBatch, layout: KvLayout) -> StepPlan:
-        """Nothing but sizes: lengths are read on the device, so that a graph may replay it."""
+        """Sizes, and what decodes share; lengths are read on the device, as a graph replays it."""
         page_size = self._request.kv.page_size
         longest = batch.page_table.shape[1] * page_size
         if self._request.window is not None:
             longest = min(longest, self._request.window)
         programs = batch.num_decodes * self._request.num_kv_heads
         tiling = decode_tiling(self._request, self._traits, programs=programs, longest=longest)
+        splits = num_splits(
+            programs=programs, longest=longest, num_cores=self._traits.num_cores, keys=tiling.keys
+        )
         return StepPlan(
             batch.num_decodes,
             batch.num_requests - batch.num_decodes,
             tiling,
-            num_splits(
-                programs=programs,
-                longest=longest,
-                num_cores=self._traits.num_cores,
-                keys=tiling.keys,
-            ),
+            splits,
             batch.kv_rows,
             batch.query_starts,
             batch.kv_lengths,
             batch.page_table,
             batch.positions,
             batch.tree_bits if self._request.has_tree else None,
+            self._sharing.find(batch) if splits == 1 else None,
         )
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: StepPlan) -> Tensor:
@@ -243,12 +246,11 @@ class PagedAttention:
     ) -> None:
         """Requests with one new token. Mutates: `out`, at their tokens, and `kv`."""
         request, splits, tiling = self._request, plan.num_splits, plan.decode_tiling
-        rows = plan.num_decodes * request.num_heads * splits
+        partial = lse = out
         if splits > 1:
+            rows = plan.num_decodes * request.num_heads * splits
             partial = torch.empty(rows, request.head_dim, dtype=torch.float32, device=q.device)
             lse = torch.empty(rows, dtype=torch.float32, device=q.device)
-        else:
-            partial = lse = out
         decode_kernel[(plan.num_decodes, request.num_kv_heads, splits)](
             q,
             k,
@@ -258,6 +260,7 @@ class PagedAttention:
             plan.page_table,
             plan.kv_lengths,
             plan.kv_lengths if sinks is None else sinks,
+            *self._shared(q, kv, plan, unused=(plan.kv_lengths, out)),
             out,
             partial,
             lse,
@@ -282,15 +285,30 @@ class PagedAttention:
             HAS_WINDOW=request.window is not None,
             HAS_SOFTCAP=request.softcap is not None,
             HAS_SINKS=sinks is not None,
+            MOST_PARTS=0 if plan.prefixes is None else MOST_PARTS,
             IS_SPLIT=splits > 1,
-            PRECISION=DOT_PRECISION,
-            OVERLAP=self._traits.can_overlap,
             num_warps=tiling.num_warps,
             num_stages=2 if 1 < splits <= _FEW_SPLITS else tiling.num_stages,
             **self._decode_options,
         )
         if splits > 1:
             self._merge(partial, lse, plan, out)
+
+    def _shared(
+        self, q: Tensor, kv: Tensor, plan: StepPlan, *, unused: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """What `decode_kernel` reads of prefixes: who shares what, and attention to it."""
+        if plan.prefixes is None:
+            return (unused[0],) * 2 + (unused[1],) * 2
+        parts = self._sharing.attend(
+            q,
+            kv,
+            plan.page_table,
+            plan.prefixes,
+            scale_log2=self._scale_log2,
+            score_factor=self._score_factor,
+        )
+        return (plan.prefixes.shared_keys, plan.prefixes.counts, *parts)
 
     def _merge(self, partial: Tensor, lse: Tensor, plan: StepPlan, out: Tensor) -> None:
         """Splits of a decoding request made one. Mutates: `out`, at their tokens."""

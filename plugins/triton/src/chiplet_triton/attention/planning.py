@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from chiplet_triton.attention.prefixes import SharedPrefixes
 from chiplet_triton.attention.tiling import DecodeTiling
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What a step needs to attend; all tensors are the batch's own.
+    """What a step needs to attend; tensors are the batch's own, but for those of prefixes.
 
     Attributes:
         decode_tiling: how decodes are cut.
         num_splits: programs that share the keys of one decoding request.
         tree_bits: of the batch; None where no request has a tree.
+        prefixes: what decodes share; None where nobody looked.
     """
 
     num_decodes: int
@@ -29,3 +31,4 @@ class StepPlan:
     page_table: Tensor
     positions: Tensor
     tree_bits: Tensor | None
+    prefixes: SharedPrefixes | None

@@ -83,6 +83,15 @@ def decode_tiling(
     return DecodeTiling(block_keys(request), 4, 3)
 
 
+def prefix_tiling(request: AttentionRequest, traits: DeviceTraits) -> Tiling:
+    """For keys that several decodes share: as many rows as fill a wide matrix instruction."""
+    group = next_power_of_2(request.num_heads // request.num_kv_heads)
+    if _is_wide(request) or not traits.is_cuda:
+        return Tiling(max(32, group), 32, 4, 2)
+    keys = 64 if traits.reads_operands_in_place else 32  # with more, registers spill
+    return Tiling(max(64, group), keys, 4, 2)
+
+
 def in_pairs(request: AttentionRequest) -> bool:
     """Whether decodes read codes two at a time, whose numbers are of half precision then."""
     is_even = request.head_dim % 2 == 0 and block_dim(request) >= 32

@@ -18,7 +18,7 @@ from chiplet_triton.kernels.overlap import let_next_start, wait_for_inputs
 
 
 @triton.jit
-def _add_codes(
+def add_codes(
     acc, total, peak, q_source, is_head, kv_ptr, table, kv_head, first_key, last_key, scale_log2,
     score_factor, PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr, BLOCK_KEYS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
@@ -100,6 +100,51 @@ def _add_codes(
     return tl.reshape(tl.join(even, odd), [BLOCK_GROUP, BLOCK_DIM]), total, peak
 
 
+@triton.jit
+def add_keys(
+    acc, total, peak, q, kv_ptr, table, kv_head, first_key, last_key, scale_log2, score_factor,
+    PAGE_SIZE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Cached keys `first_key` to `last_key` of a page table, seen by all rows of queries."""
+    IS_INT8: tl.constexpr = kv_ptr.dtype.element_ty == tl.int8
+    BLOCK_DIM: tl.constexpr = acc.shape[1]
+    v_offset: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
+    compute = q.dtype
+    dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
+    if IS_INT8:
+        scales_ptr = kv_ptr.to(tl.pointer_type(tl.float32), bitcast=True)
+    for first in range(first_key, last_key, BLOCK_KEYS):
+        keys = first + tl.arange(0, BLOCK_KEYS)
+        is_seen = keys < last_key
+        page = tl.load(table + keys // PAGE_SIZE, mask=is_seen, other=0).to(tl.int64)
+        place = keys % PAGE_SIZE
+        at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
+        source = kv_ptr + at[:, None] + dims[None, :]
+        is_loaded = is_seen[:, None] & is_dim[None, :]
+        k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
+        v = tl.load(source + v_offset, mask=is_loaded, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if IS_INT8:
+            at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+            scores *= tl.load(scales_ptr + at, mask=is_seen, other=0.0)[None, :]
+            v_scales = tl.load(scales_ptr + at + v_offset // 4, mask=is_seen, other=0.0)
+            v = v.to(tl.float32) * v_scales[:, None]
+        v = v.to(compute)
+        scores = bounded(scores, score_factor, HAS_SOFTCAP)
+        scores = tl.where(is_seen[None, :], scores, -1.0e30)
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
+        shrink = tl.exp2(peak - new_peak)
+        weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
+        weights = tl.where(is_seen[None, :], weights, 0.0)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(compute), v, acc, input_precision=PRECISION)
+        peak = new_peak
+    return acc, total, peak
+
+
 @triton.jit(do_not_specialize=["num_splits", "window", "table_stride"])
 def decode_kernel(
     q_ptr,
@@ -110,6 +155,10 @@ def decode_kernel(
     page_table_ptr,
     kv_lengths_ptr,
     sinks_ptr,
+    shared_keys_ptr,
+    counts_ptr,
+    prefix_ptr,
+    prefix_lse_ptr,
     out_ptr,
     partial_ptr,
     partial_lse_ptr,
@@ -134,6 +183,7 @@ def decode_kernel(
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    MOST_PARTS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -144,6 +194,9 @@ def decode_kernel(
 
     The first split also takes the new token's key and value: it attends to them from registers
     and writes them to the request's page, so that no program reads what another one writes.
+
+    Where MOST_PARTS is not 0, the first `shared_keys` of a request were seen by `prefix_kernel`,
+    and what became of them comes in parts; there are no splits then.
     """
     request = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -155,7 +208,6 @@ def decode_kernel(
     element: tl.constexpr = kv_ptr.dtype.element_ty
     IS_INT8: tl.constexpr = element == tl.int8
     v_offset: tl.constexpr = PAGE_SIZE * NUM_KV_HEADS * (HEAD_DIM + (4 if IS_INT8 else 0))
-    compute = q_ptr.dtype.element_ty
     if IS_INT8:
         scales_ptr = kv_ptr.to(tl.pointer_type(tl.float32), bitcast=True)
 
@@ -166,6 +218,8 @@ def decode_kernel(
     start = 0
     if HAS_WINDOW:
         start = tl.maximum(length - window, 0)
+    if MOST_PARTS > 0:
+        start = tl.load(shared_keys_ptr + request)
     blocks_per_split = tl.cdiv(tl.cdiv(end - start, BLOCK_KEYS), num_splits)
     split_start = start + split * blocks_per_split * BLOCK_KEYS
     split_end = tl.minimum(split_start + blocks_per_split * BLOCK_KEYS, end)
@@ -222,45 +276,37 @@ def decode_kernel(
             total += 1.0
             acc += v_seen
 
+    num_heads: tl.constexpr = GROUP * NUM_KV_HEADS
+    is_stored = is_head[:, None] & is_dim[None, :]
+    if MOST_PARTS > 0:
+        num_parts = tl.where(start > 0, tl.load(counts_ptr + 1), 0)
+        for part in range(num_parts):
+            at_row = (request * num_heads + q_heads) * MOST_PARTS + part
+            lse = tl.load(prefix_lse_ptr + at_row, mask=is_head, other=-1.0e30)
+            part_out = tl.load(
+                prefix_ptr + at_row[:, None] * HEAD_DIM + dims[None, :], mask=is_stored, other=0.0
+            )
+            new_peak = tl.maximum(peak, lse)
+            shrink = tl.exp2(peak - new_peak)
+            share = tl.exp2(lse - new_peak)
+            total = total * shrink + share
+            acc = acc * shrink[:, None] + part_out * share[:, None]
+            peak = new_peak
+
     table = page_table_ptr + request * table_stride
     if IN_PAIRS:
-        acc, total, peak = _add_codes(
+        acc, total, peak = add_codes(
             acc, total, peak, q_ptr + request * q_stride + q_heads[:, None] * q_head_stride,
             is_head, kv_ptr, table, kv_head, split_start, split_end, scale_log2, score_factor,
             PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_DIM, BLOCK_KEYS, HAS_SOFTCAP, IS_PACKED,
         )  # fmt: skip
     else:
-        for first in range(split_start, split_end, BLOCK_KEYS):
-            keys = first + tl.arange(0, BLOCK_KEYS)
-            is_seen = keys < split_end
-            page = tl.load(table + keys // PAGE_SIZE, mask=is_seen, other=0).to(tl.int64)
-            place = keys % PAGE_SIZE
-            at = row_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, IS_INT8)
-            source = kv_ptr + at[:, None] + dims[None, :]
-            is_loaded = is_seen[:, None] & is_dim[None, :]
-            k = tl.load(source, mask=is_loaded, other=0.0).to(compute)
-            v = tl.load(source + v_offset, mask=is_loaded, other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if IS_INT8:
-                at = scale_offset(page, place, kv_head, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
-                scores *= tl.load(scales_ptr + at, mask=is_seen, other=0.0)[None, :]
-                v_scales = tl.load(scales_ptr + at + v_offset // 4, mask=is_seen, other=0.0)
-                v = v.to(tl.float32) * v_scales[:, None]
-            v = v.to(compute)
-            scores = bounded(scores, score_factor, HAS_SOFTCAP)
-            scores = tl.where(is_seen[None, :], scores, -1.0e30)
-            new_peak = tl.maximum(peak, tl.max(scores, axis=1) * scale_log2)
-            shrink = tl.exp2(peak - new_peak)
-            weights = tl.exp2(scores * scale_log2 - new_peak[:, None])
-            weights = tl.where(is_seen[None, :], weights, 0.0)
-            total = total * shrink + tl.sum(weights, axis=1)
-            acc = acc * shrink[:, None]
-            acc = tl.dot(weights.to(compute), v, acc, input_precision=PRECISION)
-            peak = new_peak
+        acc, total, peak = add_keys(
+            acc, total, peak, q, kv_ptr, table, kv_head, split_start, split_end, scale_log2,
+            score_factor, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM, BLOCK_KEYS, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
 
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    is_stored = is_head[:, None] & is_dim[None, :]
-    num_heads: tl.constexpr = GROUP * NUM_KV_HEADS
     if IS_SPLIT:
         at_row = (request * num_heads + q_heads) * num_splits + split
         tl.store(partial_ptr + at_row[:, None] * HEAD_DIM + dims[None, :], out, mask=is_stored)
