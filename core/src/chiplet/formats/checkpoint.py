@@ -18,7 +18,12 @@ from chiplet.formats.gguf_file import read_gguf
 from chiplet.formats.hf_config import Translate
 from chiplet.formats.model_files import Format, find_model_files, read_model_config
 from chiplet.formats.quantization.packed_words import Awq, Gptq
-from chiplet.formats.quantization.stored_numbers import CompressedTensors, Fp8, Modelopt
+from chiplet.formats.quantization.stored_numbers import (
+    COMPRESSED_TENSORS,
+    FP8,
+    MODELOPT,
+    MXFP4,
+)
 from chiplet.formats.safetensors_checkpoint import SafetensorsCheckpoint
 from chiplet.formats.stored_checkpoint import QuantizedCheckpoint, find_reader
 
@@ -89,7 +94,14 @@ class Readers:
         translate: a config.json of theirs with the names that core reads.
     """
 
-    formats: Sequence[StoredFormat] = (Awq(), Gptq(), Fp8(), Modelopt(), CompressedTensors())
+    formats: Sequence[StoredFormat] = (
+        Awq(),
+        Gptq(),
+        FP8,
+        MODELOPT,
+        COMPRESSED_TENSORS,
+        MXFP4,
+    )
     translate: Translate = lambda values: values
 
 

@@ -30,12 +30,13 @@ def quantization_formats() -> Sequence[QuantizationFormat]:
 
 @hookimpl
 def stored_formats() -> Sequence[StoredFormat]:
-    """Four bits in words, as two tools write them, and numbers with scales, as three do."""
+    """Four bits in words, as two tools write them, and numbers with scales, as four do."""
     from chiplet.formats.quantization.packed_words import Awq, Gptq  # noqa: PLC0415
     from chiplet.formats.quantization.stored_numbers import (  # noqa: PLC0415
-        CompressedTensors,
-        Fp8,
-        Modelopt,
+        COMPRESSED_TENSORS,
+        FP8,
+        MODELOPT,
+        MXFP4,
     )
 
-    return [Awq(), Gptq(), Fp8(), Modelopt(), CompressedTensors()]
+    return [Awq(), Gptq(), FP8, MODELOPT, COMPRESSED_TENSORS, MXFP4]

@@ -1,24 +1,26 @@
-"""Formats fp8, modelopt and compressed-tensors: matrices of numbers, and scales beside them.
+"""Formats fp8, modelopt, compressed-tensors and mxfp4: matrices of numbers, and scales beside them.
 
 | tensor | meaning |
 |---|---|
 | `X.weight` | `[N, K]`, E4M3 or int8; of NVFP4 by ModelOpt `[N, K / 2]`, two E2M1 in a byte |
-| `X.weight_packed` | of NVFP4 by compressed-tensors, the same |
-| `X.weight_scale` | one number, `[N, 1]`, or of NVFP4 `[N, K / 16]` in E4M3 |
+| `X.weight_packed` | of NVFP4 and MXFP4 by compressed-tensors, the same |
+| `X.weight_scale` | one number, or `[N, 1]`; NVFP4: `[N, K / 16]` E4M3, MXFP4: `[N, K / 32]` E8M0 |
 | `X.weight_scale_inv` | of fp8, `[ceil(N / 128), ceil(K / 128)]`; a factor despite its name |
 | `X.weight_scale_2` | of NVFP4 by ModelOpt: one number that multiplies all scales |
 | `X.weight_global_scale` | of NVFP4 by compressed-tensors: one number that divides them |
 | `X.input_scale`, `X.input_global_scale` | one number for inputs; NVFP4's are not used |
+| `X_blocks`, `X_scales` | of mxfp4, `[.., N, K / 32, 16]` and `[.., N, K / 32]` E8M0: all rows |
 
-Of a byte of two numbers the first stands in the low half. Inputs of NVFP4 are kept: only what has
-products of its own for four bits gains by rounding them.
+Of a byte of two numbers the first stands in the low half. Inputs of four bits are kept: only what
+has products of its own for four bits gains by rounding them.
 
-Source: fine-grained fp8 of Transformers, ModelOpt's exported checkpoints, compressed-tensors 0.10.
+Source: fine-grained fp8 and mxfp4 of Transformers, ModelOpt's exported checkpoints,
+compressed-tensors 0.10 (MXFP4: 0.13).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, cast
 
@@ -47,25 +49,43 @@ _BESIDE = (
     "input_global_scale",
 )
 _EIGHT_BITS = frozenset({"float-quantized", "int-quantized"})
+_NVFP4_PACKED, _MXFP4_PACKED = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
 _NVFP4 = WeightScheme(coding=Coding.NVFP4, granularity=Granularity.GROUP, group_size=16)
+_MXFP4 = WeightScheme(coding=Coding.MXFP4, granularity=Granularity.GROUP, group_size=32)
 
 
-class Fp8:
-    """E4M3 in blocks of 128 by 128, or with a scale for the whole matrix."""
+class StoredNumbers:
+    """A `chiplet.api.StoredFormat` whose matrices stand in tensors of their own, as numbers."""
 
-    name = "fp8"
-    summary = "fp8 (E4M3 per tensor or in blocks of 128)"
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        *,
+        knows: Callable[[Mapping[str, Any]], bool],
+        find: Callable[[StoredCheckpoint], Mapping[str, StoredMatrix]],
+    ) -> None:
+        """Take name and summary, and what this format has of its own.
+
+        Args:
+            name: its `quant_method`.
+            summary: what a message says of it.
+            knows: whether `quantization_config` is one that it reads.
+            find: its matrices, by the names of plain ones.
+        """
+        self.name = name
+        self.summary = summary
+        self._knows = knows
+        self._find = find
 
     def recognizes(self, checkpoint: StoredCheckpoint) -> bool:
-        """By method and size of blocks."""
+        """See `chiplet.api.StoredFormat.recognizes`."""
         facts = checkpoint.quantization
-        blocks = facts.get("weight_block_size") or [_BLOCK, _BLOCK]
-        return facts.get("quant_method") == self.name and list(blocks) == [_BLOCK, _BLOCK]
+        return facts.get("quant_method") == self.name and self._knows(facts)
 
     def matrices(self, checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
-        """By their scales."""
-        is_static = checkpoint.quantization.get("activation_scheme") == "static"
-        return _eight_bits(checkpoint, Activations.STATIC if is_static else Activations.PER_TOKEN)
+        """See `chiplet.api.StoredFormat.matrices`."""
+        return self._find(checkpoint)
 
     def decode(
         self, checkpoint: StoredCheckpoint, matrix: StoredMatrix, parts: Mapping[str, Tensor]
@@ -74,53 +94,72 @@ class Fp8:
         return _decoded(matrix, parts)
 
 
-class Modelopt:
-    """E4M3 with one scale for weights and one for inputs, or NVFP4."""
-
-    name = "modelopt"
-    summary = "modelopt of FP8 and NVFP4"
-
-    def recognizes(self, checkpoint: StoredCheckpoint) -> bool:
-        """By method and algorithm."""
-        facts = checkpoint.quantization
-        return facts.get("quant_method") == self.name and _algorithm(facts) in ("FP8", "NVFP4")
-
-    def matrices(self, checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
-        """By their scales."""
-        if _algorithm(checkpoint.quantization) == "NVFP4":
-            return dict(_four_bits(checkpoint, "weight"))
-        return _eight_bits(checkpoint, Activations.STATIC)
-
-    def decode(
-        self, checkpoint: StoredCheckpoint, matrix: StoredMatrix, parts: Mapping[str, Tensor]
-    ) -> LinearWeights:
-        """See `chiplet.api.StoredFormat.decode`."""
-        return _decoded(matrix, parts)
+def _in_known_blocks(facts: Mapping[str, Any]) -> bool:
+    return list(facts.get("weight_block_size") or [_BLOCK, _BLOCK]) == [_BLOCK, _BLOCK]
 
 
-class CompressedTensors:
-    """E4M3 or int8 per tensor or output, or NVFP4."""
+def _of_fp8(checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
+    is_static = checkpoint.quantization.get("activation_scheme") == "static"
+    return _eight_bits(checkpoint, Activations.STATIC if is_static else Activations.PER_TOKEN)
 
-    name = "compressed-tensors"
-    summary = "compressed-tensors of float-quantized, int-quantized and nvfp4-pack-quantized"
 
-    def recognizes(self, checkpoint: StoredCheckpoint) -> bool:
-        """By method and format."""
-        facts = checkpoint.quantization
-        known = facts.get("format") in (*_EIGHT_BITS, "nvfp4-pack-quantized")
-        return facts.get("quant_method") == self.name and known
+def _of_modelopt(checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
+    if _algorithm(checkpoint.quantization) == "NVFP4":
+        return dict(_four_bits(checkpoint, "weight", "weight_scale_2"))
+    return _eight_bits(checkpoint, Activations.STATIC)
 
-    def matrices(self, checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
-        """By their scales."""
-        if checkpoint.quantization["format"] not in _EIGHT_BITS:
-            return dict(_four_bits(checkpoint, "weight_packed"))
+
+def _of_compressed_tensors(checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
+    kind = checkpoint.quantization["format"]
+    if kind in _EIGHT_BITS:
         return _eight_bits(checkpoint, _activations(checkpoint.quantization))
+    level = "weight_global_scale" if kind == _NVFP4_PACKED else None
+    return dict(_four_bits(checkpoint, "weight_packed", level))
 
-    def decode(
-        self, checkpoint: StoredCheckpoint, matrix: StoredMatrix, parts: Mapping[str, Tensor]
-    ) -> LinearWeights:
-        """See `chiplet.api.StoredFormat.decode`."""
-        return _decoded(matrix, parts)
+
+def _of_mxfp4(checkpoint: StoredCheckpoint) -> Mapping[str, StoredMatrix]:
+    """Matrices in blocks, and scales beside them; of stacked ones, all rows."""
+    found: dict[str, StoredMatrix] = {}
+    for name in checkpoint.tensors:
+        stem = name.removesuffix("_blocks")
+        if stem != name:
+            parts = {"blocks": name, "scales": f"{stem}_scales"}
+            found[stem] = StoredMatrix(parts=parts, scheme=_MXFP4)
+    return found
+
+
+FP8 = StoredNumbers(
+    "fp8",
+    "fp8 (E4M3 per tensor or in blocks of 128)",
+    knows=_in_known_blocks,
+    find=_of_fp8,
+)
+"""E4M3 in blocks of 128 by 128, or with a scale for the whole matrix."""
+
+MODELOPT = StoredNumbers(
+    "modelopt",
+    "modelopt of FP8 and NVFP4",
+    knows=lambda facts: _algorithm(facts) in ("FP8", "NVFP4"),
+    find=_of_modelopt,
+)
+"""E4M3 with one scale for weights and one for inputs, or NVFP4."""
+
+COMPRESSED_TENSORS = StoredNumbers(
+    "compressed-tensors",
+    "compressed-tensors of float-quantized, int-quantized, nvfp4-pack-quantized and "
+    "mxfp4-pack-quantized",
+    knows=lambda facts: facts.get("format") in (*_EIGHT_BITS, _NVFP4_PACKED, _MXFP4_PACKED),
+    find=_of_compressed_tensors,
+)
+"""E4M3 or int8 per tensor or output, NVFP4, or MXFP4."""
+
+MXFP4 = StoredNumbers(
+    "mxfp4",
+    "mxfp4 (blocks and scales, as GPT-OSS has them)",
+    knows=lambda facts: True,
+    find=_of_mxfp4,
+)
+"""Matrices in MXFP4. Experts, stacked in one tensor, are one matrix of the rows of all."""
 
 
 def _algorithm(facts: Mapping[str, Any]) -> str:
@@ -212,21 +251,29 @@ def _scheme(
     )
 
 
-def _four_bits(checkpoint: StoredCheckpoint, weight: str) -> Iterator[tuple[str, StoredMatrix]]:
-    """Matrices of NVFP4, by the names of plain ones."""
+def _four_bits(
+    checkpoint: StoredCheckpoint, weight: str, level: str | None
+) -> Iterator[tuple[str, StoredMatrix]]:
+    """Matrices of NVFP4, or of MXFP4 if there is no scale of scales, by the names of plain ones."""
     for stem, tensor in _stems(checkpoint, weight):
         parts = _parts(checkpoint, stem, weight)
         if tensor.dtype == "U8" and "weight_scale" in parts:
-            # Named whether it is there or not, so that it is missed by its name.
-            level = "weight_scale_2" if weight == "weight" else "weight_global_scale"
-            parts[level] = f"{stem}.{level}"
-            yield f"{stem}.weight", StoredMatrix(parts=parts, scheme=_NVFP4)
+            if level is not None:
+                # Named whether it is there or not, so that it is missed by its name.
+                parts[level] = f"{stem}.{level}"
+            scheme = _MXFP4 if level is None else _NVFP4
+            yield f"{stem}.weight", StoredMatrix(parts=parts, scheme=scheme)
 
 
 def _decoded(matrix: StoredMatrix, parts: Mapping[str, Tensor]) -> LinearWeights:
     """Canonical tensors of any of them."""
     scheme = matrix.scheme
     assert scheme is not None
+    if scheme.coding is Coding.MXFP4:
+        blocks = parts["blocks"] if "blocks" in parts else parts["weight_packed"]
+        scales = parts["scales"] if "scales" in parts else parts["weight_scale"]
+        rows = scales.flatten(0, -2)
+        return LinearWeights(scheme=scheme, weight=blocks.reshape(len(rows), -1), scales=rows)
     if scheme.coding is Coding.NVFP4:
         weight = parts["weight_packed"] if "weight_packed" in parts else parts["weight"]
         if "weight_global_scale" in parts:
