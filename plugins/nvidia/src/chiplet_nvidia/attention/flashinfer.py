@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from chiplet.api import (
     BuildContext,
     CanonicalLayout,
     DeviceProbe,
-    Event,
     Feature,
     ForwardBatch,
     KvLayout,
@@ -26,13 +26,24 @@ from chiplet.api import (
     Verdict,
     Yes,
 )
-from chiplet_nvidia.attention.modules import HEAD_DIMS, TYPE_NAMES, find_module, load_module
+from chiplet_nvidia.attention.mla import (
+    FlashInferLatent,
+    assess_latent,
+    latent_class,
+)
+from chiplet_nvidia.attention.modules import (
+    HEAD_DIMS,
+    TYPE_NAMES,
+    find_latent_module,
+    find_module,
+    load_module,
+)
+from chiplet_nvidia.attention.sending import SendBuffers, aligned
 
 WriteKv = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Keys, values, pages and rows: see `chiplet_nvidia.kernels.kv_write.write_kv`."""
 
 _CAPABILITY = "9.0"
-_IN_FLIGHT = 3
 _CAUSAL = 1
 _TOKENS_FIRST = 0  # of a page's dimensions, heads second
 _ALIGNMENT_BYTES = 16
@@ -57,33 +68,6 @@ class PromptPlan:
     page_table: Tensor | None
     schedule: Any
     work: Tensor
-
-
-class SendBuffers:
-    """Pinned buffers that take turns: FlashInfer copies a plan from one while the next is made."""
-
-    def __init__(self, platform: Platform) -> None:
-        self._platform = platform
-        self._is_pinned = platform.torch_device.type == "cuda"
-        self._buffers = [torch.empty(0, dtype=torch.uint8)] * _IN_FLIGHT
-        self._sent: list[Event | None] = [None] * _IN_FLIGHT
-        self._turn = 0
-
-    def next(self, size: int) -> Tensor:
-        """A buffer of at least `size` bytes from which nothing is being copied any more."""
-        self._turn = (self._turn + 1) % _IN_FLIGHT
-        sent = self._sent[self._turn]
-        if sent is not None:
-            sent.wait()  # long done: with two steps in flight, the one before has been waited for
-        if len(self._buffers[self._turn]) < size:
-            self._buffers[self._turn] = torch.empty(
-                size, dtype=torch.uint8, pin_memory=self._is_pinned
-            )
-        return self._buffers[self._turn]
-
-    def mark_sent(self) -> None:
-        """Note that the copy from the last buffer has been queued."""
-        self._sent[self._turn] = self._platform.record_event()
 
 
 class FlashAttention3:
@@ -162,7 +146,7 @@ class FlashAttention3:
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, plan: PromptPlan) -> Tensor:
         """Write, then attend; see `chiplet.api.AttentionImpl.run`."""
         self._write(k, v, kv, plan.kv_rows)
-        q = _aligned(q)
+        q = aligned(q)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         starts = plan.query_starts
         where = (self._unused, plan.work, plan.schedule, q)
@@ -183,7 +167,7 @@ class FlashAttention3:
             0,
         )
         if plan.page_table is None:
-            self._module.ragged_run(*where, _aligned(k), _aligned(v), starts, starts, *how)
+            self._module.ragged_run(*where, aligned(k), aligned(v), starts, starts, *how)
         else:
             # Lengths and starts of keys are part of the schedule: what stands for them is not read.
             self._module.paged_run(
@@ -193,13 +177,14 @@ class FlashAttention3:
 
 
 class FlashInferProvider:
-    """Serves prompts of models with plain causal attention on Hopper, in 16 bits."""
+    """Serves prompts of plain causal attention, and latent attention, on Hopper in 16 bits."""
 
     name = "flashinfer"
-    accepts: frozenset[Feature] = frozenset()
+    accepts = frozenset({Feature.LATENT_KV})
 
     def __init__(self, device: DeviceProbe) -> None:
         self._capability = device.facts.get("capability", "unknown")
+        self._num_cores = int(device.facts.get("cores", "132"))
 
     def assess(self, request: AttentionRequest) -> Verdict:
         """Yes where FlashInfer is installed and its module is compiled."""
@@ -209,35 +194,35 @@ class FlashInferProvider:
         if request.dtype not in TYPE_NAMES:
             served = ", ".join(TYPE_NAMES)
             return No.because("dtype", f"{request.dtype}; served: {served}")
+        if request.scale <= 0:
+            return No.because("scale", f"scores times {request.scale:g}; served: above 0")
+        if request.kv.value_dim is not None:
+            return assess_latent(request)
         if request.head_dim not in HEAD_DIMS:
             served = ", ".join(map(str, HEAD_DIMS))
             return No.because("head_dim", f"heads of {request.head_dim}; served: {served}")
-        if request.scale <= 0:
-            return No.because("scale", f"scores times {request.scale:g}; served: above 0")
         found = find_module(request.dtype, request.head_dim)
         if isinstance(found, No):
             return found
         return Yes(Tier.VENDOR, "FlashAttention-3", part=Part.PROMPTS)
 
-    def build(self, request: AttentionRequest, context: BuildContext) -> FlashAttention3:
+    def build(
+        self, request: AttentionRequest, context: BuildContext
+    ) -> FlashAttention3 | FlashInferLatent:
         """The compiled module, loaded.
 
         Raises:
             RuntimeError: it is gone since it was found.
         """
-        from chiplet_nvidia.kernels.kv_write import write_kv  # noqa: PLC0415
+        from chiplet_nvidia.kernels.kv_write import write_kv, write_rows  # noqa: PLC0415
 
-        found = find_module(request.dtype, request.head_dim)
+        is_latent = request.kv.value_dim is not None
+        find = find_latent_module if is_latent else partial(find_module, head_dim=request.head_dim)
+        found = find(request.dtype)
         if isinstance(found, No):
             raise RuntimeError(found.reasons[0].text)
-        return FlashAttention3(request, load_module(found), context.platform, write_kv)
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """The tensor, or a copy that the copy engine can read: at multiples of 16 bytes."""
-    size = x.element_size()
-    if x.data_ptr() % _ALIGNMENT_BYTES or any(
-        stride * size % _ALIGNMENT_BYTES for stride in x.stride()[:-1]
-    ):
-        return x.clone(memory_format=torch.contiguous_format)
-    return x
+        module, platform = load_module(found), context.platform
+        if not is_latent:
+            return FlashAttention3(request, module, platform, write_kv)
+        kind = latent_class(request)
+        return kind(request, module, platform, write_rows, num_cores=self._num_cores)

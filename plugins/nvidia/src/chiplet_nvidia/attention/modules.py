@@ -22,6 +22,9 @@ TRIED_VERSIONS = ("0.6.14",)
 """Signatures of compiled modules are FlashInfer's own affair: they are known for these alone."""
 
 HEAD_DIMS = (64, 128, 256)
+LATENT_DIMS = (512, 576)
+"""Of values, and of the keys that they are part of."""
+
 TYPE_NAMES = {Dtype.BFLOAT16: "bf16", Dtype.FLOAT16: "f16"}
 """As names of modules have them."""
 
@@ -30,6 +33,19 @@ _ARCHITECTURE = "90a"
 
 def find_module(dtype: Dtype, head_dim: int) -> Path | No:
     """The module of FlashAttention-3 for queries, keys and values of a type; why there is none."""
+    return _find(
+        module_name(dtype, head_dim),
+        f"heads of {head_dim} in {dtype}",
+        f"--dtype {dtype} --head-dim {head_dim}",
+    )
+
+
+def find_latent_module(dtype: Dtype) -> Path | No:
+    """The module of latent attention for rows of a type; why there is none."""
+    return _find(latent_module_name(dtype), f"latent rows in {dtype}", f"--latent --dtype {dtype}")
+
+
+def _find(name: str, what: str, arguments: str) -> Path | No:
     try:
         installed = version(DISTRIBUTION)
     except PackageNotFoundError:
@@ -39,18 +55,17 @@ def find_module(dtype: Dtype, head_dim: int) -> Path | No:
         tried = ", ".join(TRIED_VERSIONS)
         hint = f"pip install '{DISTRIBUTION}=={TRIED_VERSIONS[-1]}'"
         return No.because("version", f"FlashInfer {installed}; tried: {tried}", hint)
-    name = module_name(dtype, head_dim)
     for folder in _folders(installed):
         path = folder / name / f"{name}.so"
         if path.is_file():
             return path
-    command = f"python -m chiplet_nvidia.attention.compile --dtype {dtype} --head-dim {head_dim}"
-    text = f"FlashInfer has no compiled module for heads of {head_dim} in {dtype}"
+    command = f"python -m chiplet_nvidia.attention.compile {arguments}"
+    text = f"FlashInfer has no compiled module for {what}"
     return No.because("not_compiled", text, f"compile it once, which takes minutes: {command}")
 
 
 def load_module(path: Path) -> Any:
-    """The module's functions: `plan`, `ragged_run` and `paged_run`."""
+    """The module's functions: `plan`, and `ragged_run` and `paged_run`, or `run`."""
     return import_module("tvm_ffi").load_module(str(path))
 
 
@@ -61,6 +76,15 @@ def module_name(dtype: Dtype, head_dim: int) -> str:
         f"batch_prefill_with_kv_cache_dtype_q_{kind}_dtype_kv_{kind}_dtype_o_{kind}_dtype_idx_i32_"
         f"head_dim_qk_{head_dim}_head_dim_vo_{head_dim}_posenc_0_use_swa_False_"
         "use_logits_cap_False_f16qk_False_sm90"
+    )
+
+
+def latent_module_name(dtype: Dtype) -> str:
+    """As FlashInfer names it: values and what carries the position have sizes of their own."""
+    kind, (value_dim, key_dim) = TYPE_NAMES[dtype], LATENT_DIMS
+    return (
+        f"batch_mla_attention_dtype_q_{kind}_dtype_kv_{kind}_dtype_o_{kind}_dtype_idx_i32_"
+        f"head_dim_ckv_{value_dim}_head_dim_kpe_{key_dim - value_dim}_profiler_False_sm90"
     )
 
 

@@ -60,3 +60,32 @@ def write_kv(k, v, kv, kv_rows):
         HEAD_DIM=head_dim,
         BLOCK_HEADS=triton.next_power_of_2(num_kv_heads),
     )
+
+
+@triton.jit
+def row_write_kernel(
+    row_ptr, kv_ptr, kv_rows_ptr, stride, ROW_DIM: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Grid: tokens. Pages are `[num_pages, PAGE_SIZE, ROW_DIM]`."""
+    token = tl.program_id(0).to(tl.int64)
+    target = tl.load(kv_rows_ptr + token).to(tl.int64) * ROW_DIM
+    dims = tl.arange(0, BLOCK)
+    row = tl.load(row_ptr + token * stride + dims, mask=dims < ROW_DIM)
+    tl.store(kv_ptr + target + dims, row, mask=dims < ROW_DIM)
+
+
+def write_rows(k, kv, kv_rows):
+    """Write each token's latent row where its row says.
+
+    Shapes: k `[num_tokens, 1, row_dim]`, last dimension contiguous; kv `[num_pages, 1, page_size,
+    1, row_dim]`, contiguous; kv_rows `[num_tokens] int32`. Mutates: `kv`.
+    """
+    num_tokens, _, row_dim = k.shape
+    row_write_kernel[(num_tokens,)](
+        k,
+        kv,
+        kv_rows,
+        k.stride(0),
+        ROW_DIM=row_dim,
+        BLOCK=triton.next_power_of_2(row_dim),
+    )
