@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -260,6 +260,8 @@ class StretchOnlyProvider:
         if shape is None or shape.refusal or not _are_aligned(request, found):
             return None
         if shape not in self._meetings:
+            # The last layer's has nothing after it; it is wanted soon.
+            _kernel(replace(shape, following=0)).compile_soon()
             self._meetings[shape] = _meeting(shape, context.torch_device)
         return OneTokenStretch(request, shape, found, self._meetings[shape])
 
@@ -322,9 +324,8 @@ def _are_aligned(request: StretchRequest, stored: Sequence[_Stored]) -> bool:
     )
 
 
-def _meeting(shape: Shape, device: torch.device) -> _Meeting:
-    """The shape's kernel, compiled, whose blocks all fit on the device at once."""
-    kernel = CudaKernel(
+def _kernel(shape: Shape) -> CudaKernel:
+    return CudaKernel(
         _SOURCE,
         _NAME,
         capability=CAPABILITY,
@@ -333,6 +334,11 @@ def _meeting(shape: Shape, device: torch.device) -> _Meeting:
         shared_bytes=shape.shared_bytes,
         is_cooperative=True,
     )
+
+
+def _meeting(shape: Shape, device: torch.device) -> _Meeting:
+    """The shape's kernel, compiled, whose blocks all fit on the device at once."""
+    kernel = _kernel(shape)
     if kernel.most_blocks() < 1:
         raise KernelError(f"{_NAME}: a multiprocessor has no room for a block.")
     return _Meeting(kernel, torch.zeros(1, dtype=torch.int32, device=device))
