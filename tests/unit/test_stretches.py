@@ -157,7 +157,7 @@ def test_a_pin_to_another_provider_stands_against_it(pinned, tmp_path, offers):
             context=BuildContext(ReferencePlatform()),
             pin_of=pins.get,
             denial_of=lambda operation, name: None,
-            is_checked=False,
+            judge=None,
         )
 
     assert found({pinned: "somebody"}) is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from chiplet.api import INTERFACE_VERSIONS
 from chiplet.plugins.manifest import (
     ManifestError,
     PluginKind,
@@ -69,17 +70,16 @@ def test_missing_field(field):
 @pytest.mark.parametrize(
     ("api", "message"),
     [
-        (
-            {"linear": ">=1.9"},
-            r"linear >=1\.9, newer than this core has 1\.1; update chiplet",
-        ),
-        ({"linear": ">=2"}, r"linear >=2, newer than this core has 1\.1; update chiplet"),
-        ({"platform": "<1"}, r"platform <1, older than this core has 1\.0; update the plugin"),
-        ({"platform": ">1.0,<1.0"}, r"needs interface platform <1.0,>1.0, and this core has 1\.0"),
+        ({"linear": ">=1.9"}, r"linear >=1\.9, newer than this core has 1\.2; update chiplet"),
+        ({"linear": ">=2"}, r"linear >=2, newer than this core has 1\.2; update chiplet"),
+        ({"platform": "<1"}, r"platform <1, older than this core has 1\.4; update the plugin"),
+        ({"platform": ">1.0,<1.0"}, r"needs interface platform <1.0,>1.0, and this core has 1\.4"),
         ({"telepathy": ">=0.1"}, "'telepathy' is unknown to this core"),
     ],
 )
-def test_api_out_of_range(api, message):
+def test_api_out_of_range(api, message, monkeypatch):
+    monkeypatch.setitem(INTERFACE_VERSIONS, "linear", (1, 2))
+    monkeypatch.setitem(INTERFACE_VERSIONS, "platform", (1, 4))
     with pytest.raises(ManifestError, match=message):
         check_api(parse_manifest(GOOD | {"api": api}))
 

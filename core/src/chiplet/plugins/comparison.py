@@ -13,6 +13,8 @@ from chiplet.api import (
     No,
     Numerics,
     OpRequest,
+    Stretch,
+    StretchRequest,
     Verdict,
     Yes,
 )
@@ -35,6 +37,10 @@ class Judge(Protocol):
         self, request: CheckedRequest, impl: Any, reference: Any, numerics: Numerics
     ) -> str:
         """What is wrong with the implementation, or an empty text. Never raises."""
+        ...
+
+    def compare_stretch(self, request: StretchRequest, stretch: Stretch) -> str:
+        """What is wrong with a stretch beside its layers, or an empty text."""
         ...
 
 

@@ -132,7 +132,6 @@ class Selector:
         self._plugin_set = plugin_set
         self._chosen = chosen
         self._is_strict = options.strict
-        self._is_checked = judge is not None
         self._tuner = tuner
         self._candidates = gather_candidates(
             plugin_set,
@@ -178,7 +177,7 @@ class Selector:
             context=self._context,
             pin_of=self._pins.find,
             denial_of=self._denials.find,
-            is_checked=self._is_checked,
+            judge=self.comparer.judge,
         )
 
     def moe(self, request: MoeRequest) -> MoeImpl:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from chiplet.api import BuildContext, Op, Stretch, StretchProvider, StretchRequest
-from chiplet.layers.stretches import fault_of
 from chiplet.plugins.candidates import Candidate, operation_of
+from chiplet.plugins.comparison import Judge
 from chiplet.plugins.isolation import FAULTS
 
 OPERATION = "linear/stretch"
@@ -25,7 +25,7 @@ def offered(
     context: BuildContext,
     pin_of: Callable[[str], str | None],
     denial_of: Callable[[str, str], str | None],
-    is_checked: bool,
+    judge: Judge | None,
 ) -> Stretch | None:
     """The first offer that computes what the layers do; None where a pin stands against it.
 
@@ -35,7 +35,7 @@ def offered(
         context: for whoever builds.
         pin_of: the provider that the user chose for an operation.
         denial_of: why a provider must not serve an operation.
-        is_checked: compare with the layers.
+        judge: compares it with the layers; None to trust everybody.
     """
     operations = [*(operation_of(each.request) for each in request.products), *_OPERATIONS]
     pins = {pin for pin in map(pin_of, operations) if pin is not None}
@@ -47,7 +47,7 @@ def offered(
             continue
         try:
             found = provider.stretch(request, context)
-            fault = fault_of(found, request) if found is not None and is_checked else ""
+            fault = judge.compare_stretch(request, found) if judge and found else ""
         except FAULTS as error:
             found, fault = None, f"{type(error).__name__}: {error}"
         if fault:

@@ -19,7 +19,10 @@ from chiplet.api import (
     Numerics,
     OpRequest,
     Platform,
+    Stretch,
+    StretchRequest,
 )
+from chiplet.layers.stretches import fault_of
 from chiplet.plugins.comparison import CheckedRequest
 from chiplet.plugins.isolation import FAULTS
 from chiplet.plugins.self_check.attention import run_attention
@@ -71,6 +74,11 @@ class SelfCheck:
         pairs = zip(results, expected, strict=True)
         faults = (_difference(each, want, _ROUNDING[numerics]) for each, want in pairs)
         return next((fault for fault in faults if fault), "")
+
+    @torch.inference_mode()
+    def compare_stretch(self, request: StretchRequest, stretch: Stretch) -> str:
+        """What is wrong with a stretch beside its layers, or an empty text."""
+        return fault_of(stretch, request)
 
     def _results(self, request: CheckedRequest, impl: Any) -> Sequence[Tensor]:
         """What it computes, in host memory."""
