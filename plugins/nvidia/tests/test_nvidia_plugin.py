@@ -63,7 +63,7 @@ def test_products(dtype, num_tokens):
     (probe, *_) = plugin.probe(host=HOST)
     platform = CudaPlatform(probe)
     platform.activate()
-    (provider, _) = plugin.linear(device=probe)
+    (provider, *_) = plugin.linear(device=probe)
     request = LinearRequest(
         role="x", in_features=192, out_features=64, dtype=dtype, has_bias=num_tokens > 1
     )

@@ -104,7 +104,7 @@ def test_every_algorithm_named_gives_the_same_product(dtype):
     (probe, *_) = plugin.probe(host=HOST)
     platform = plugin.platform(device=probe)
     platform.activate()
-    provider, _ = plugin.linear(device=probe)
+    provider, *_ = plugin.linear(device=probe)
     request = LinearRequest(role="x", in_features=1024, out_features=1536, dtype=dtype)
     impl = provider.build(request, BuildContext(platform))
     kind, device = getattr(torch, dtype.value), platform.torch_device
