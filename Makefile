@@ -27,7 +27,8 @@ WITHOUT_HARDWARE := not device and not multi_device
 QUICK := $(WITHOUT_HARDWARE) and not model and not slow
 
 # Two workers, a file to each in turn, one thread each: threads of two would fight over the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# In the order of pyproject.toml: by themselves, files of many tests would come first, not long ones.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 say = @printf '\n==> %s\n' $(1)
 
