@@ -19,7 +19,7 @@ from chiplet.layers.attention import check_groups
 from chiplet.layers.context import LayerContext, torch_dtype
 from chiplet.layers.weights import WeightMap
 from chiplet.models.base import CausalLM, Joining
-from chiplet.models.own_mappings import large_tensors_in_own_mappings
+from chiplet.models.lean_loading import lean_loading
 from chiplet.models.registry import find_model, translated
 from chiplet.models.weights import fill_with_random, load_weights, weight_bytes, without_adopted
 from chiplet.parallel.group import RankGroup
@@ -319,7 +319,7 @@ def _fill(parts: Assembly, targets: WeightMap) -> None:
         return
     is_shown = parts.seat.topology.local_ranks[0] == 0
     progress = _progress_bar("Loading weights", weight_bytes(parts.model, dtype), is_shown=is_shown)
-    with large_tensors_in_own_mappings(), progress as advance:
+    with lean_loading(), progress as advance:
         load_weights(
             parts.model,
             parts.checkpoint,

@@ -15,7 +15,7 @@ from chiplet.crash import InUse
 from chiplet.engine import Engine
 from chiplet.formats.quantization.registry import NONE
 from chiplet.memory.kv_manager import KvManager
-from chiplet.models.own_mappings import large_tensors_in_own_mappings
+from chiplet.models.lean_loading import lean_loading
 from chiplet.plugins import PendingDevice, SelectionPlan, begin_choice, discover
 from chiplet.plugins.blame import dispensable
 from chiplet.ranks.company import Company
@@ -84,7 +84,7 @@ def _start(
     config: EngineConfig, choice: PendingDevice | None, muster: Company | Unaccompanied
 ) -> tuple[Engine, EngineFacts]:
     # What the self-check makes is as large as weights, and goes again.
-    with large_tensors_in_own_mappings():
+    with lean_loading():
         parts = assemble(config, choice, muster)
     stock = take_stock(parts)
     kv_pool, tables = make_tables(parts, stock.num_pages)

@@ -8,7 +8,7 @@ from chiplet.api import Topology
 from chiplet.assembly import assemble, make_runner, make_tables
 from chiplet.config import EngineConfig
 from chiplet.errors import EngineError
-from chiplet.models.own_mappings import large_tensors_in_own_mappings
+from chiplet.models.lean_loading import lean_loading
 from chiplet.plugins import ChosenDevice, PendingDevice
 from chiplet.ranks.links import RankLink
 from chiplet.ranks.messages import EndOrder, LaunchOrder, PrepareOrder, RankSettings
@@ -47,7 +47,7 @@ def follow(settings: RankSettings, link: RankLink, choice: PendingDevice) -> Non
         ConfigError: this rank cannot start, or they cannot agree.
         EngineError: a step failed.
     """
-    with large_tensors_in_own_mappings():
+    with lean_loading():
         parts = assemble(settings.config, choice, _Follower(settings, link))
     communicator = parts.group.ranks.communicator
     assert communicator is not None

@@ -20,7 +20,6 @@ from chiplet.api import (
 )
 from chiplet_cpu import native
 from chiplet_cpu.cgroup import cpu_quota
-from chiplet_cpu.code_pages import release_code
 from chiplet_cpu.host import memory_info
 from chiplet_cpu.placement import MemoryPolicy, Placement, PlacementOptions, apply_to_thread, place
 from chiplet_cpu.recording.arena import Arena
@@ -46,7 +45,6 @@ class CpuPlatform:
     def __init__(self, device: DeviceProbe, options: PlacementOptions | None = None) -> None:
         self._options = options or PlacementOptions()
         self._placement: Placement | None = None
-        self._has_started = False
         self._arena = Arena()
         self._huge_pages = HugePages()
         self._lane = Lane()
@@ -75,7 +73,6 @@ class CpuPlatform:
             )
         placement = place(read_nodes(), cpu_quota(), self._options, faster)
         _log.info("CPU: %s", placement.reason)
-        release_code()  # what torch's import alone needed
         return placement
 
     def memory(self) -> MemoryInfo:
@@ -118,7 +115,4 @@ class CpuPlatform:
     def prepare(self, step: Step) -> Executable:
         """The step, recorded, after those that still run."""
         self._lane.drain()
-        if not self._has_started:
-            self._has_started = True
-            release_code()  # what the start alone needed
         return RecordedStep(step, self._arena, self._huge_pages, self._lane)

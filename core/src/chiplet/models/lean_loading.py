@@ -1,4 +1,4 @@
-"""Large tensors in mappings of their own while a model loads.
+"""Loading a model in little more memory than it keeps.
 
 glibc raises the size from which it maps memory with every mapping that is freed, up to 32 MiB. Most
 weights then come from its heap, where a checkpoint's tensor, once packed and freed, leaves a hole
@@ -8,10 +8,15 @@ among weights that stay: 40 MB for 540 MB of weights, in one run, 116 MB in anot
 from __future__ import annotations
 
 import ctypes
+import linecache
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_OWN_MAPPING_BYTES = 1 << 20
+from chiplet.models.code_pages import release_code
+
+_OWN_MAPPING_BYTES = 1 << 16
+"""Matrices of the smallest models are larger."""
+
 _LARGEST_THRESHOLD_BYTES = 32 << 20
 """glibc's own limit on 64-bit machines, and the state that loading a model leads to without us."""
 
@@ -20,13 +25,17 @@ _M_MMAP_THRESHOLD = -3
 
 
 @contextmanager
-def large_tensors_in_own_mappings() -> Generator[None]:
-    """Tensors of 1 MiB or more made meanwhile give their memory back when they are freed.
+def lean_loading() -> Generator[None]:
+    """Tensors made meanwhile give their memory back when they are freed; small ones excepted.
+
+    So does, before and after, what only went before needed: code of libraries, lines of sources
+    that were looked at, and afterwards whatever is free in the heap.
 
     Mutates: the C library's settings. Afterwards they are those of a program that has freed large
-    tensors, so that the activations of a step are not mapped anew each time; and what is free in
-    the heap, 20 MB of a start, is given back. Other C libraries than glibc are left alone.
+    tensors, so that the activations of a step are not mapped anew each time. Other C libraries than
+    glibc are left alone.
     """
+    release_code()
     library = ctypes.CDLL(None)
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
     if mallopt is None or trim is None:
@@ -38,4 +47,6 @@ def large_tensors_in_own_mappings() -> Generator[None]:
     finally:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD_BYTES)
+        linecache.clearcache()
         trim(0)
+        release_code()
