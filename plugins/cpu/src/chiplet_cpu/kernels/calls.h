@@ -19,8 +19,27 @@ struct Rows {
 
 // y = x W^T + b, where `x` and `x_stride` of the arguments are filled in: x as it is, and x rounded
 // to eight bits.
-void linear(Dtype dtype, const Rows& x, LinearArgs args);
+void linear(Dtype dtype, const Rows& x, const LinearArgs& args);
 void int8_linear(Dtype dtype, const Rows& x, const LinearArgs& args);
+
+// A linear layer of a stretch; `is_rounded` as above.
+struct StretchProduct {
+  bool is_rounded;
+  Coding coding;
+  const void *panels, *bias;
+  int64_t panel_bytes, k, n;
+};
+
+// What lies between two attentions, as chiplet.api.StretchRequest has it.
+struct StretchArgs {
+  StretchProduct out, gate_up, down, following;
+  const void *norm, *following_norm;
+  float eps;
+};
+
+// `total` and `following` are written; `following` is null where nothing follows.
+void stretch(Dtype dtype, const StretchArgs& args, const Rows& attended, const void* residual,
+             void* total, void* following);
 
 // `count` rows of packed weights.
 void rows(Dtype dtype, const RowsArgs& args, int64_t count);

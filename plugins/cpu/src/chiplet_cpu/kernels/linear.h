@@ -107,9 +107,12 @@ static void finish(const LinearArgs& a, int64_t row, int rows, int64_t column, c
   for (int r = 0; r < rows; ++r) {
     T* out = (T*)a.out + (row + r) * a.n + column;
     const T* bias = (const T*)a.bias + column;
+    const T* residual = (const T*)a.residual + (row + r) * a.n + column;
     each_vector(count, [&](int64_t i, auto load, auto store) {
       F sum = load(sums + r * kPanel + i);
       store(out + i, a.bias ? sum + load(bias + i) : sum);
+      // Of the product as it would be stored, so that a sum apart gives the same bits.
+      if (a.residual) store(out + i, load(out + i) + load(residual + i));
     });
   }
 }

@@ -1,6 +1,7 @@
-// Linear layers: first x in the form that a kernel wants, then panels shared among threads.
+// Linear layers: which kernels take a product's two steps, and what memory lies between them.
 #include "calls.h"
 #include "pool.h"
+#include "product.h"
 
 namespace calls {
 namespace {
@@ -24,104 +25,134 @@ Grouping grouping(Coding coding) {
   }
 }
 
-template <class Function>
-void for_panels(const LinearArgs& a, Function function) {
-  // Even numbers, because some kernels take two panels at a time.
-  int64_t num_panels = (a.n + kPanel - 1) / kPanel;
-  int64_t grain = (pool::even_grain(num_panels) + 1) / 2 * 2;
-  pool::for_ranges(num_panels, grain, function);
-}
-
-template <class Function>
-void for_tiles(int64_t rows, int64_t k, Function function) {
-  constexpr int64_t kInputs = 8 << 10;  // what is worth waking a thread for
-  int64_t tile = kernels().code_rows, num_tiles = (rows + tile - 1) / tile;
-  pool::for_ranges(num_tiles, 1 + kInputs / (tile * k + 1), function);
-}
-
-void blocks(Dtype dtype, const Rows& x, const LinearArgs& a) {
-  auto [group, zero] = grouping(a.coding);
-  int64_t num_groups = x.rows * (a.k / group);
-  auto* codes = (char*)pool::shared_memory(x.rows * a.k + 2 * num_groups * sizeof(float));
-  auto* scales = (float*)(codes + x.rows * a.k);
-  QuantizeArgs q{x.data, x.stride,         x.rows, a.k, group, zero, (int32_t*)codes,
-                 scales, scales + num_groups};
-  for_tiles(x.rows, a.k, [&](int64_t begin, int64_t end) {
-    kernels().quantize_rows(dtype, q, begin, end);
-  });
-  for_panels(a, [&](int64_t begin, int64_t end) {
-    kernels().int8_linear(dtype, a, q, begin, end);
-  });
-}
-
-// `span` 0: all inputs share a scale.
-WordArgs words_of(const Rows& x, int64_t k, int64_t span, int per_word) {
-  constexpr int64_t kWords = 16, kRows = 32;
-  int64_t words = (k + per_word - 1) / per_word, row_words = words, rows = x.rows;
-  bool is_tiled = kernels().has_tiles && x.rows >= kTiledRows;
-  if (is_tiled) {
-    row_words = (words + kWords - 1) / kWords * kWords;
-    rows = (rows + kRows - 1) / kRows * kRows;
+// One product by itself.
+void run(Product product) {
+  product.place(pool::shared_memory(product.bytes()));
+  if (int64_t tiles = product.num_tiles()) {
+    constexpr int64_t kInputs = 8 << 10;  // what is worth waking a thread for
+    int64_t grain = 1 + kInputs / (product.tile_rows() * product.inputs() + 1);
+    pool::for_ranges(tiles, grain,
+                     [&](int64_t begin, int64_t end) { product.prepare(begin, end); });
   }
-  if (span == 0) span = words * per_word;
-  int64_t scales = x.rows * ((k + span - 1) / span);
-  auto* memory = (int32_t*)pool::shared_memory((rows * row_words + 2 * scales) * sizeof(int32_t));
-  int32_t* after = memory + rows * row_words;
-  return {x.data, x.stride,  x.rows,   k,      span,          words,
-          row_words, is_tiled, memory, (float*)after, after + scales};
-}
-
-void spans(Dtype dtype, const Rows& x, const LinearArgs& a) {
-  WordArgs w = words_of(x, a.k, kSpan, 4);
-  for_tiles(x.rows, a.k, [&](int64_t begin, int64_t end) {
-    kernels().quantize_tokens(dtype, w, begin, end);
-  });
-  for_panels(a, [&](int64_t begin, int64_t end) { kernels().int8_spans(dtype, a, w, begin, end); });
-}
-
-void channels(Dtype dtype, const Rows& x, const LinearArgs& a) {
-  WordArgs w = words_of(x, a.k, 0, 4);
-  for_tiles(x.rows, a.k, [&](int64_t begin, int64_t end) {
-    kernels().quantize_tokens(dtype, w, begin, end);
-  });
-  for_panels(a, [&](int64_t begin, int64_t end) {
-    kernels().int8_channels(dtype, a, w, begin, end);
-  });
-}
-
-void pairs(const Rows& x, const LinearArgs& a) {
-  WordArgs w = words_of(x, a.k, 0, 2);
-  for_tiles(x.rows, a.k,
-            [&](int64_t begin, int64_t end) { kernels().pair_rows(w, begin, end); });
-  for_panels(a, [&](int64_t begin, int64_t end) {
-    kernels().bf16_linear(Dtype::bfloat16, a, w, begin, end);
-  });
+  pool::for_ranges(product.num_panels(), product.panel_grain(),
+                   [&](int64_t begin, int64_t end) { product.multiply(begin, end); });
 }
 
 }  // namespace
 
-void linear(Dtype dtype, const Rows& x, LinearArgs a) {
-  bool is_bf16 = dtype == Dtype::bfloat16 && a.coding == Coding::bfloat16;
-  if (is_bf16 && kernels().has_bf16_words) return pairs(x, a);
-  a.x = (const float*)x.data;
-  a.x_stride = x.stride;
-  if (dtype != Dtype::float32) {
-    auto* wide = (float*)pool::shared_memory(x.rows * a.k * sizeof(float));
-    WidenArgs w{x.data, wide, x.stride, a.k};
-    for_tiles(x.rows, a.k, [&](int64_t begin, int64_t end) {
-      int64_t last = end * kernels().code_rows;
-      kernels().widen_rows(dtype, w, begin * kernels().code_rows, last < x.rows ? last : x.rows);
-    });
-    a.x = wide;
-    a.x_stride = a.k;
+Product::Form Product::form_of(Dtype dtype, const LinearArgs& a, int64_t rows, bool is_rounded) {
+  if (is_rounded) {
+    if (a.coding == Coding::int8_channels) return Form::channels;
+    return kernels().has_tiles && rows >= kSpanRows ? Form::spans : Form::groups;
   }
-  for_panels(a, [&](int64_t begin, int64_t end) { kernels().linear(dtype, a, begin, end); });
+  bool is_bf16 = dtype == Dtype::bfloat16 && a.coding == Coding::bfloat16;
+  if (is_bf16 && kernels().has_bf16_words) return Form::pairs;
+  return dtype == Dtype::float32 ? Form::as_it_is : Form::widened;
 }
 
+Product::Product(Dtype dtype, const Rows& x, const LinearArgs& args, bool is_rounded)
+    : dtype_(dtype),
+      x_(x),
+      a_(args),
+      form_(form_of(dtype, args, x.rows, is_rounded)),
+      tile_(kernels().code_rows) {
+  a_.rows = x.rows;
+  switch (form_) {
+    case Form::as_it_is:
+      a_.x = (const float*)x.data;
+      a_.x_stride = x.stride;
+      break;
+    case Form::widened: a_.x_stride = a_.k; break;
+    case Form::pairs: set_words(0, 2); break;
+    case Form::spans: set_words(kSpan, 4); break;
+    case Form::channels: set_words(0, 4); break;
+    case Form::groups: {
+      auto [group, zero] = grouping(a_.coding);
+      groups_ = {x.data, x.stride, x.rows, a_.k, group, zero, nullptr, nullptr, nullptr};
+      break;
+    }
+  }
+}
+
+// `span` 0: all inputs share a scale.
+void Product::set_words(int64_t span, int per_word) {
+  constexpr int64_t kWords = 16, kRows = 32;
+  int64_t words = (a_.k + per_word - 1) / per_word, row_words = words;
+  word_rows_ = x_.rows;
+  bool is_tiled = kernels().has_tiles && x_.rows >= kTiledRows;
+  if (is_tiled) {
+    row_words = (words + kWords - 1) / kWords * kWords;
+    word_rows_ = (x_.rows + kRows - 1) / kRows * kRows;
+  }
+  words_ = {x_.data, x_.stride, x_.rows, a_.k,    span ? span : words * per_word,
+            words,   row_words, is_tiled, nullptr, nullptr,
+            nullptr};
+}
+
+int64_t Product::bytes() const {
+  switch (form_) {
+    case Form::as_it_is: return 0;
+    case Form::widened: return x_.rows * a_.k * (int64_t)sizeof(float);
+    case Form::groups: {
+      int64_t num_groups = x_.rows * (a_.k / groups_.group);
+      return x_.rows * a_.k + 2 * num_groups * (int64_t)sizeof(float);
+    }
+    default: {
+      int64_t scales = x_.rows * ((a_.k + words_.span - 1) / words_.span);
+      return (word_rows_ * words_.row_words + 2 * scales) * (int64_t)sizeof(int32_t);
+    }
+  }
+}
+
+void Product::place(void* memory) {
+  switch (form_) {
+    case Form::as_it_is: break;
+    case Form::widened: a_.x = (const float*)memory; break;
+    case Form::groups:
+      groups_.codes = (int32_t*)memory;
+      groups_.scales = (float*)((char*)memory + x_.rows * a_.k);
+      groups_.sums = groups_.scales + x_.rows * (a_.k / groups_.group);
+      break;
+    default:
+      words_.x_words = (int32_t*)memory;
+      words_.scales = (float*)(words_.x_words + word_rows_ * words_.row_words);
+      words_.offsets = (int32_t*)words_.scales + x_.rows * ((a_.k + words_.span - 1) / words_.span);
+  }
+}
+
+void Product::prepare(int64_t begin, int64_t end) const {
+  const Kernels& table = kernels();
+  switch (form_) {
+    case Form::as_it_is: break;
+    case Form::widened: {
+      WidenArgs w{x_.data, (float*)a_.x, x_.stride, a_.k};
+      int64_t last = end * tile_;
+      table.widen_rows(dtype_, w, begin * tile_, last < x_.rows ? last : x_.rows);
+      break;
+    }
+    case Form::pairs: table.pair_rows(words_, begin, end); break;
+    case Form::groups: table.quantize_rows(dtype_, groups_, begin, end); break;
+    case Form::spans:
+    case Form::channels: table.quantize_tokens(dtype_, words_, begin, end); break;
+  }
+}
+
+void Product::multiply(int64_t begin, int64_t end) const {
+  const Kernels& table = kernels();
+  switch (form_) {
+    case Form::as_it_is:
+    case Form::widened: table.linear(dtype_, a_, begin, end); break;
+    case Form::pairs: table.bf16_linear(dtype_, a_, words_, begin, end); break;
+    case Form::groups: table.int8_linear(dtype_, a_, groups_, begin, end); break;
+    case Form::spans: table.int8_spans(dtype_, a_, words_, begin, end); break;
+    case Form::channels: table.int8_channels(dtype_, a_, words_, begin, end); break;
+  }
+}
+
+void linear(Dtype dtype, const Rows& x, const LinearArgs& a) { run(Product(dtype, x, a, false)); }
+
 void int8_linear(Dtype dtype, const Rows& x, const LinearArgs& a) {
-  if (a.coding == Coding::int8_channels) return channels(dtype, x, a);
-  bool is_tiled = kernels().has_tiles && x.rows >= kSpanRows;
-  is_tiled ? spans(dtype, x, a) : blocks(dtype, x, a);
+  run(Product(dtype, x, a, true));
 }
 
 void rows(Dtype dtype, const RowsArgs& a, int64_t count) {

@@ -146,6 +146,20 @@ void int8_linear(int64_t dtype, void* x, int64_t x_stride, int64_t rows, int64_t
                      linear_args(coding, panels, panel_bytes, rows, k, n, bias, is_gated, out));
 }
 
+// `table`: seven words for each product (whether it is rounded, coding, panels, bias, panel_bytes, k,
+// n), then the addresses of both norms.
+void stretch(int64_t dtype, void* table, double eps, void* attended, void* residual, int64_t rows,
+             void* total, void* following) {
+  auto* words = (const int64_t*)table;
+  auto product = [&](int index) -> calls::StretchProduct {
+    const int64_t* w = words + 7 * index;
+    return {w[0] != 0, (Coding)w[1], (void*)w[2], (void*)w[3], w[4], w[5], w[6]};
+  };
+  calls::StretchArgs a{product(0),      product(1),       product(2), product(3),
+                       (void*)words[28], (void*)words[29], (float)eps};
+  calls::stretch((Dtype)dtype, a, {attended, a.out.k, rows}, residual, total, following);
+}
+
 void panel_rows(int64_t dtype, void* ids, int64_t rows, int64_t coding, void* panels,
                 int64_t panel_bytes, int64_t k, void* out) {
   RowsArgs a{(int32_t*)ids, panels, out, k, panel_bytes, (Coding)coding};
@@ -296,6 +310,7 @@ PyMethodDef g_methods[] = {
     binding::query<lane_wait>("lane_wait"),
     binding::query<lane_wait_for_all>("lane_wait_for_all"),
     binding::kernel<int8_linear>("int8_linear"),
+    binding::kernel<stretch>("stretch"),
     binding::kernel<panel_rows>("panel_rows"),
     binding::query<panel_bytes>("panel_bytes"),
     binding::query<pack_panels>("pack_panels"),

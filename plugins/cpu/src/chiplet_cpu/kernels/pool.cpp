@@ -20,19 +20,18 @@ namespace {
 // Long enough to bridge the interpreter's work between two kernels, short beside a time slice.
 constexpr auto kSpin = std::chrono::microseconds(50);
 
-struct Loop {
-  Body body;
-  void* context;
-  int64_t count, grain;
-};
-
 std::mutex& g_caller = *new std::mutex;  // one loop at a time
 int g_wanted = 1;
 std::atomic<int> g_started{1};  // threads that exist, the caller included
 std::atomic<Jobs> g_jobs{nullptr};  // for the last thread
 
-Loop g_loop;
-std::atomic<int64_t> g_next{0};
+// How far a loop of the chain is.
+struct alignas(64) Progress {
+  std::atomic<int64_t> next{0}, done{0};
+};
+const Loop* g_loops;
+int g_num_loops;
+Progress g_progress[kMostLoops];
 std::atomic<uint32_t> g_round{0};   // odd while a loop may be joined
 std::atomic<int> g_inside{0};       // workers that may still touch the loop
 std::atomic<int> g_sleeping{0};
@@ -58,12 +57,30 @@ inline void relax() {
 #endif
 }
 
-void take_ranges(const Loop& loop) {
+// Until is_over(); whoever is waited for may have lost its core.
+template <class IsOver>
+void await(IsOver is_over) {
+  for (int turn = 0; !is_over(); ++turn) {
+    relax();
+    if (turn > 1000) sched_yield();
+  }
+}
+
+void take_ranges(const Loop& loop, Progress& progress) {
   for (;;) {
-    int64_t begin = g_next.fetch_add(loop.grain, std::memory_order_relaxed);
+    int64_t begin = progress.next.fetch_add(loop.grain, std::memory_order_relaxed);
     if (begin >= loop.count) return;
-    int64_t end = begin + loop.grain;
-    loop.body(loop.context, begin, end < loop.count ? end : loop.count);
+    int64_t end = begin + loop.grain < loop.count ? begin + loop.grain : loop.count;
+    loop.body(loop.context, begin, end);
+    progress.done.fetch_add(end - begin, std::memory_order_acq_rel);
+  }
+}
+
+void take_loops() {
+  for (int i = 0; i < g_num_loops; ++i) {
+    take_ranges(g_loops[i], g_progress[i]);
+    if (i + 1 == g_num_loops) return;  // whoever called waits for all that are inside
+    await([i] { return g_progress[i].done.load(std::memory_order_acquire) == g_loops[i].count; });
   }
 }
 
@@ -95,7 +112,7 @@ void join(uint32_t round, bool is_wanted) {
   g_inside.fetch_add(1, std::memory_order_seq_cst);
   // The caller closes the round before it waits for those inside: whoever still sees it open
   // has been counted.
-  if (g_round.load(std::memory_order_seq_cst) == round && is_wanted) take_ranges(g_loop);
+  if (g_round.load(std::memory_order_seq_cst) == round && is_wanted) take_loops();
   g_inside.fetch_sub(1, std::memory_order_release);
 }
 
@@ -228,24 +245,31 @@ void help(IsDone is_done, int64_t number) {
   t_is_inside = false;
 }
 
-void run(int64_t count, int64_t grain, Body body, void* context) {
-  if (count <= 0) return;
-  if (g_wanted == 1 || count <= grain || t_is_inside) {
-    body(context, 0, count);
+void run_chain(const Loop* loops, int count) {
+  if (g_wanted == 1 || t_is_inside) {
+    for (int i = 0; i < count; ++i) loops[i].body(loops[i].context, 0, loops[i].count);
     return;
   }
   std::lock_guard<std::mutex> lock(g_caller);
   start_missing();
-  g_loop = {body, context, count, grain};
-  g_next.store(0, std::memory_order_relaxed);
+  g_loops = loops;
+  g_num_loops = count;
+  for (int i = 0; i < count; ++i) {
+    g_progress[i].next.store(0, std::memory_order_relaxed);
+    g_progress[i].done.store(0, std::memory_order_relaxed);
+  }
   g_round.fetch_add(1, std::memory_order_seq_cst);
   wake();
-  take_ranges(g_loop);
+  take_loops();
   g_round.fetch_add(1, std::memory_order_seq_cst);
-  for (int turn = 0; g_inside.load(std::memory_order_seq_cst) > 0; ++turn) {
-    relax();
-    if (turn > 1000) sched_yield();  // a worker lost its core
-  }
+  await([] { return g_inside.load(std::memory_order_seq_cst) == 0; });
+}
+
+void run(int64_t count, int64_t grain, Body body, void* context) {
+  if (count <= 0) return;
+  if (count <= grain) return body(context, 0, count);
+  Loop loop{count, grain, body, context};
+  run_chain(&loop, 1);
 }
 
 void* shared_memory(int64_t bytes) { return g_memory.grow(bytes); }

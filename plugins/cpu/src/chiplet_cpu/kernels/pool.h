@@ -1,4 +1,4 @@
-// Threads that share one loop at a time.
+// Threads that share one loop at a time, or several in turn.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,24 @@ bool start(Jobs jobs);
 using IsDone = bool (*)(int64_t number);
 void help(IsDone is_done, int64_t number);
 void wake();
+
+// A loop of a chain, as `run` has it.
+struct Loop {
+  int64_t count, grain;
+  Body body;
+  void* context;
+};
+// Several loops, each begun when all of the one before is done. Threads go from one to the next by
+// themselves, so that short loops cost less than one `run` after another.
+constexpr int kMostLoops = 8;
+void run_chain(const Loop* loops, int count);
+
+// Loops gathered for one call of run_chain.
+template <class Function>
+Loop loop_of(int64_t count, int64_t grain, Function& function) {
+  auto body = [](void* context, int64_t begin, int64_t end) { (*(Function*)context)(begin, end); };
+  return {count, grain, body, &function};
+}
 
 // A range length that gives every thread a few ranges: enough to even out, few enough to stream.
 inline int64_t even_grain(int64_t count) {

@@ -91,6 +91,7 @@ struct LinearArgs {
   // There are 2 n outputs, whole panels of gates and then of what they are for; what is written is
   // silu(gate) * up.
   bool is_gated = false;
+  const void* residual = nullptr;  // [rows, n], added to what would be written; null without one
 };
 
 // Rows of packed weights, for embeddings.
