@@ -102,9 +102,9 @@ def _operations_of_shared_prefix(folder: Path, num_requests: int) -> int:
 def test_many_prompts_behind_one_prefix_take_no_more_operations_than_few(tmp_path: Path) -> None:
     # Where attention went from request to request, 32 of them took 2,000 operations a step; each
     # waits for the slowest thread, on a busy machine for longer than it computes.
-    # Of one or two rows a product may leave its gate to an operation of its own.
+    # Fewer tokens than these may run as stretches, in fewer operations.
     make_checkpoint("qwen3", tmp_path)
-    few, many = (_operations_of_shared_prefix(tmp_path, count) for count in (3, 12))
+    few, many = (_operations_of_shared_prefix(tmp_path, count) for count in (12, 24))
     assert few > 0
     assert many == few
 
