@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from chiplet.api import BuildContext, StretchRequest
+from chiplet.api import BuildContext, Dtype, LinearRequest, Product, StretchRequest
 from chiplet.config import EngineConfig
 from chiplet.layers.stretches import run_in_parts, serving
+from chiplet.models.stretched import stretched
 from chiplet.plugins import choose_device, discover
 from chiplet.plugins.dispatch import SizedLinear
 from chiplet.plugins.stretches import offered
@@ -181,3 +183,42 @@ def test_what_serves_a_size_is_found_in_a_table():
     assert serving(table, ("a", "b"), 4) == (small, "a")
     assert serving(table, ("a", "b"), 5) == (large, "b")
     assert serving(small, "a", 5) == (small, "a")
+
+
+@dataclass
+class LayerOfSizes:
+    """A layer whose products are served by `small` for up to so many tokens, and by `large`."""
+
+    most: int
+    attention: Any = None
+    small: Any = field(default_factory=PlainLinear)
+    large: Any = field(default_factory=PlainLinear)
+
+    def __post_init__(self) -> None:
+        self.attention = SimpleNamespace(attended=None)
+
+    def begin(self, x: Any) -> Any:
+        return x
+
+    def stretch_to(self, following: Any, num_tokens: int) -> StretchRequest:
+        impl = self.small if num_tokens <= self.most else self.large
+        product = Product(
+            LinearRequest(role="x", in_features=1, out_features=1, dtype=Dtype.FLOAT32), impl, None
+        )
+        return StretchRequest(
+            out=product,
+            gate_up=product,
+            down=product,
+            following=None,
+            norm=torch.ones(1),
+            following_norm=None,
+            eps=1e-5,
+        )
+
+
+@pytest.mark.parametrize(("sizes", "max_rows"), [((64, 99), 64), ((64, 63), 1)])
+def test_many_tokens_are_taken_only_where_the_same_implementations_serve_them(sizes, max_rows):
+    bindings: Any = SimpleNamespace(stretch=lambda request: SimpleNamespace(max_rows=64, run=None))
+    found = stretched([LayerOfSizes(each) for each in sizes], bindings)
+    assert found is not None
+    assert found.max_rows == max_rows

@@ -13,7 +13,7 @@ from chiplet.layers.attention import AttentionInputs
 from chiplet.layers.bindings import Bindings
 
 _NUM_TOKENS = 1
-"""What is asked for; an offer may take more."""
+"""What is asked for; an offer may take more, where the same implementations serve more."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,15 @@ class Stretched:
         max_rows: most tokens of a call.
     """
 
-    def __init__(self, layers: Sequence[StretchedLayer], stretches: Sequence[Stretch]) -> None:
+    def __init__(
+        self, layers: Sequence[StretchedLayer], stretches: Sequence[Stretch], max_rows: int
+    ) -> None:
         self._begin = layers[0].begin
         self._pairs = [
             (layer.attention.attended, stretch.run)
             for layer, stretch in zip(layers, stretches, strict=True)
         ]
-        self.max_rows = min(each.max_rows for each in stretches)
+        self.max_rows = max_rows
 
     def __call__(self, x: Tensor, positions: Tensor, attention: AttentionInputs) -> Tensor:
         """The sum of the last layer, before the model's norm.
@@ -87,12 +89,23 @@ def stretched(layers: Sequence[object], bindings: Bindings) -> Stretched | None:
     if not able or len(able) < len(layers):
         return None
     stretches: list[Stretch] = []
+    max_rows: list[int] = []
     for layer, following in zip(able, [*able[1:], None], strict=True):
         request = layer.stretch_to(following, _NUM_TOKENS)
         offer = None if request is None else bindings.stretch(request)
-        if offer is None:
+        if request is None or offer is None:
             return None
         stretches.append(offer)
-    found = Stretched(able, stretches)
+        is_alike = _are_alike(request, layer.stretch_to(following, offer.max_rows))
+        max_rows.append(offer.max_rows if is_alike else _NUM_TOKENS)
+    found = Stretched(able, stretches, min(max_rows))
     logger.info("Up to %d tokens go from attention to attention in one call.", found.max_rows)
     return found
+
+
+def _are_alike(few: StretchRequest, many: StretchRequest | None) -> bool:
+    """Whether the same implementations serve both."""
+    if many is None:
+        return False
+    pairs = zip(few.products, many.products, strict=True)
+    return all(one.impl is other.impl for one, other in pairs)
